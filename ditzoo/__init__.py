@@ -1,0 +1,59 @@
+"""ditzoo: diffusion transformers side by side.
+
+One registry and one interface for DiT, U-ViT, MDT and DiffiT. The names below are loaded when they are first used,
+so `import ditzoo` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ditzoo.layers.masking import TokenMask, random_token_mask
+    from ditzoo.recipe import Recipe
+    from ditzoo.registry import (
+        ModelInfo,
+        create,
+        list_families,
+        list_models,
+        model_info,
+        register_model,
+    )
+
+_PUBLIC = {
+    "ModelInfo": "ditzoo.registry",
+    "Recipe": "ditzoo.recipe",
+    "TokenMask": "ditzoo.layers.masking",
+    "create": "ditzoo.registry",
+    "list_families": "ditzoo.registry",
+    "list_models": "ditzoo.registry",
+    "model_info": "ditzoo.registry",
+    "random_token_mask": "ditzoo.layers.masking",
+    "register_model": "ditzoo.registry",
+}
+
+__all__ = [
+    "ModelInfo",
+    "Recipe",
+    "TokenMask",
+    "__version__",
+    "create",
+    "list_families",
+    "list_models",
+    "model_info",
+    "random_token_mask",
+    "register_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'ditzoo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

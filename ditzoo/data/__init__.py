@@ -1,0 +1,5 @@
+"""Data sets for training and judging models; imports nothing else of ditzoo."""
+
+from ditzoo.data.digits import DigitsSplit, load_digits_split, to_uint8
+
+__all__ = ["DigitsSplit", "load_digits_split", "to_uint8"]

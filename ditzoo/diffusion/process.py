@@ -1,0 +1,78 @@
+"""The Gaussian diffusion process: noise schedules and the algebra between x0, noise and v."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+from ditzoo.recipe import Prediction, Recipe, Schedule
+
+
+def make_betas(schedule: Schedule, num_timesteps: int) -> Tensor:
+    """Variances of the forward process's steps, (T,) float64.
+
+    `"linear"` is DDPM's (arXiv:2006.11239) stretched to T steps, `"scaled_linear"` Stable Diffusion's, and
+    `"cosine"` eq. 17 of arXiv:2102.09672.
+    """
+    if schedule == "linear":
+        stretch = 1000 / num_timesteps
+        return torch.linspace(1e-4 * stretch, 0.02 * stretch, num_timesteps, dtype=torch.float64)
+    if schedule == "scaled_linear":
+        return torch.linspace(0.00085**0.5, 0.012**0.5, num_timesteps, dtype=torch.float64) ** 2
+    if schedule == "cosine":
+
+        def alpha_bar(u: float) -> float:
+            return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+        edges = [alpha_bar(i / num_timesteps) for i in range(num_timesteps + 1)]
+        betas = [min(1 - after / before, 0.999) for before, after in itertools.pairwise(edges)]
+        return torch.tensor(betas, dtype=torch.float64)
+    raise ValueError(f"unknown schedule {schedule!r}; choose linear, scaled_linear or cosine.")
+
+
+class GaussianDiffusion:
+    """x_t = alpha_t x0 + sigma_t noise with alpha_t^2 + sigma_t^2 = 1.
+
+    Args:
+        recipe: its schedule, number of timesteps and prediction type decide everything here.
+
+    Attributes:
+        alphas_cumprod: alpha_t^2, (T,) float64 on the CPU.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.prediction: Prediction = recipe.prediction
+        self.num_timesteps = recipe.num_train_timesteps
+        self.alphas_cumprod = torch.cumprod(1 - make_betas(recipe.schedule, self.num_timesteps), dim=0)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise levels at integer times t (B,), float32 of shape (B, 1, 1, 1) on t's device."""
+        alpha2 = self.alphas_cumprod.to(t.device)[t] if t.device.type != "mps" else self.alphas_cumprod[t.cpu()]
+        alpha2 = alpha2.view(-1, 1, 1, 1)
+        return alpha2.sqrt().float().to(t.device), (1 - alpha2).sqrt().float().to(t.device)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t from x0 and noise, (B, C, H, W)."""
+        alpha, sigma = self.alpha_sigma(t)
+        return alpha * x0 + sigma * noise
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network is trained to return, (B, C, H, W)."""
+        if self.prediction == "epsilon":
+            return noise
+        if self.prediction == "sample":
+            return x0
+        alpha, sigma = self.alpha_sigma(t)
+        return alpha * noise - sigma * x0
+
+    def denoise(self, x: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Both x0 and noise, as implied by x_t and the network's prediction."""
+        alpha, sigma = self.alpha_sigma(t)
+        if self.prediction == "epsilon":
+            return (x - sigma * prediction) / alpha, prediction
+        if self.prediction == "sample":
+            return prediction, (x - alpha * prediction) / sigma
+        return alpha * x - sigma * prediction, sigma * x + alpha * prediction

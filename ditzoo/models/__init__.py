@@ -1,0 +1,24 @@
+"""The model families. A new one is a file here and a line in `FAMILIES`."""
+
+from ditzoo.models import diffit, dit, mdt, uvit
+from ditzoo.models.base import Architecture, Checkpoint, DiffusionTransformer, Family, Intermediates
+from ditzoo.models.diffit import DiffiT
+from ditzoo.models.dit import DiT
+from ditzoo.models.mdt import MDT, MDTv2
+from ditzoo.models.uvit import UViT
+
+FAMILIES: tuple[Family, ...] = (dit.FAMILY, uvit.FAMILY, mdt.FAMILY, diffit.FAMILY)
+
+__all__ = [
+    "FAMILIES",
+    "MDT",
+    "Architecture",
+    "Checkpoint",
+    "DiT",
+    "DiffiT",
+    "DiffusionTransformer",
+    "Family",
+    "Intermediates",
+    "MDTv2",
+    "UViT",
+]

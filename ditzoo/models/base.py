@@ -1,0 +1,395 @@
+"""The contract that every model of the zoo keeps, and the dataclasses in which a family declares itself.
+
+Letters in shape comments: B batch, C input channels, C' output channels, H and W height and width of the
+input, N tokens, K kept tokens, D hidden width, p patch side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ditzoo.layers import TokenMask
+
+
+class Intermediates(NamedTuple):
+    """What `forward_intermediates` returns.
+
+    Attributes:
+        output: what `forward` returns.
+        tokens: block name -> tokens after that block, (B, N, D), in order of execution.
+    """
+
+    output: Tensor
+    tokens: dict[str, Tensor]
+
+
+class DiffusionTransformer(nn.Module):
+    """Base class of all models: `model(x, t, y=None, *, mask=None) -> Tensor`.
+
+    Options that every family has, under the same names:
+
+        input_size: side S of the square input that the model is made for; others run as well.
+        patch_size: side p of a patch; divides `input_size`.
+        in_channels: C.
+        hidden_size: D, divisible by `num_heads` and by 4.
+        depth: number of transformer blocks, as the family's paper counts them.
+        num_heads: attention heads.
+        mlp_ratio: width of the feed-forward layer over D.
+        num_classes: real classes; 0 makes an unconditional model, which takes no `y`.
+        class_dropout_prob: how often training replaces the label by the null label. Above 0 the model owns
+            the null label `num_classes`; at 0 it has none, and cannot be guided.
+        learn_sigma: predict a variance as well: `out_channels` is 2C, prediction first.
+
+    Args:
+        arguments: the subclass's own constructor arguments, as `locals()` holds them at its first line. They
+            become `config`, so that `type(model)(**model.config)` builds the same network.
+
+    Raises:
+        ValueError: for an option outside its range; the message names option, value and remedy.
+        TypeError: for a size that is not an integer.
+    """
+
+    supports_masking: ClassVar[bool] = False
+    #: buffers of the official state dicts that ditzoo computes and therefore drops on loading
+    constant_buffers: ClassVar[tuple[str, ...]] = ()
+    #: tokens in front of the patch tokens
+    num_extra_tokens: int = 0
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            option: value for option, value in arguments.items() if option not in ("self", "__class__")
+        }
+        _check_config(type(self).__name__, self.config)
+        self.input_size: int = self.config["input_size"]
+        self.patch_size: int = self.config["patch_size"]
+        self.in_channels: int = self.config["in_channels"]
+        self.hidden_size: int = self.config["hidden_size"]
+        self.depth: int = self.config["depth"]
+        self.num_heads: int = self.config["num_heads"]
+        self.num_classes: int = self.config["num_classes"]
+        self.class_dropout_prob: float = self.config["class_dropout_prob"]
+        self.learn_sigma: bool = self.config["learn_sigma"]
+        self.out_channels = 2 * self.in_channels if self.learn_sigma else self.in_channels
+        self.grid = (self.input_size // self.patch_size, self.input_size // self.patch_size)
+        self.grad_checkpointing = False
+        self.register_load_state_dict_pre_hook(_drop_constant_buffers)
+
+    # What a family provides.
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, *, mask: TokenMask | None = None) -> Tensor:
+        """Predict noise, velocity or whatever the recipe trains.
+
+        Draws no random numbers, in train mode either: dropped labels and masks are arguments.
+
+        Args:
+            x: (B, C, H, W); the patch size divides H and W. At `input_size` the network is exactly the
+                original; at other sizes its position tables are resized.
+            t: (B,) in the network's own time units, integer or fractional.
+            y: (B,) int64 labels in [0, num_classes); `num_classes` itself is the null label.
+            mask: which tokens to see, for families with `supports_masking`.
+
+        Returns:
+            (B, out_channels, H, W).
+
+        Raises:
+            ValueError: for inputs of the wrong shape, a label out of range, `y` missing or superfluous, a
+                mask given to a family without masks.
+            TypeError: for labels that are not int64.
+        """
+        raise TypeError(f"{type(self).__name__} does not define forward().")
+
+    def block_names(self) -> list[str]:
+        """Names of the transformer blocks in order of execution; MDT's side block, which only a masked pass
+        runs, is not among them."""
+        return [f"blocks.{i}" for i in range(self.depth)]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that optimisers are advised not to decay: the position tables."""
+        names = ("pos_embed", "relative_position_bias_table", "mask_token")
+        return {name for name, _ in self.named_parameters() if name.endswith(names)}
+
+    def initialize_weights(self) -> None:
+        """Draw fresh weights as the family's authors do."""
+        raise TypeError(f"{type(self).__name__} does not define initialize_weights().")
+
+    # What all share.
+
+    @property
+    def null_label(self) -> int | None:
+        """The label of classifier-free guidance's unconditional half; None where the model has none."""
+        return self.num_classes if self.num_classes and self.class_dropout_prob > 0 else None
+
+    @property
+    def num_label_rows(self) -> int:
+        """Rows of the label table: the classes, and the null label if there is one."""
+        return self.num_classes + (self.null_label is not None)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next(self.parameters()).dtype
+
+    def num_tokens(self, height: int | None = None, width: int | None = None) -> int:
+        """Patch tokens of one input of the given size in pixels or latents (default: `input_size`)."""
+        rows, columns = self.token_grid(height or self.input_size, width or self.input_size)
+        return rows * columns
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patch tokens.
+
+        Raises:
+            ValueError: where the patch size does not divide the input.
+        """
+        p = self.patch_size
+        if height % p or width % p:
+            raise ValueError(
+                f"input of {height}x{width} is not divisible by patch_size {p}; the nearest size that is: "
+                f"{max(p, round(height / p) * p)}x{max(p, round(width / p) * p)}."
+            )
+        return height // p, width // p
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass rather than store its activations."""
+        self.grad_checkpointing = enable
+
+    def run_block(self, block: nn.Module, *args: Any) -> Tensor:
+        """Run one transformer block, checkpointed where asked for. Every forward goes through here."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
+        return block(*args)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        *,
+        indices: Sequence[int | str] | None = None,
+        mask: TokenMask | None = None,
+    ) -> Intermediates:
+        """Run `forward` and keep the tokens after the blocks asked for.
+
+        Args:
+            x, t, y, mask: as `forward`.
+            indices: blocks by number in order of execution (negative ones count from the end) or by name
+                as `block_names()` gives it; all of them where None.
+
+        Returns:
+            The output and the tokens: (B, N, D), with the family's extra tokens in front where it has some,
+            and only the kept tokens inside a masked encoder.
+
+        Raises:
+            ValueError: for a block that does not exist.
+        """
+        names = self._resolve_blocks(indices)
+        kept: dict[str, Tensor] = {}
+        with self._kept_outputs(names, kept):
+            output = self(x, t, y, mask=mask)
+        return Intermediates(output, {name: kept[name] for name in names})
+
+    def _resolve_blocks(self, indices: Sequence[int | str] | None) -> list[str]:
+        names = self.block_names()
+        if indices is None:
+            return names
+        chosen = set()
+        for index in indices:
+            if isinstance(index, int) and -len(names) <= index < len(names):
+                chosen.add(names[index])
+            elif index in names:
+                chosen.add(index)
+            else:
+                raise ValueError(
+                    f"no block {index!r}: give a number from {-len(names)} to {len(names) - 1} or one of "
+                    f"{', '.join(names)}."
+                )
+        return [name for name in names if name in chosen]
+
+    @contextmanager
+    def _kept_outputs(self, names: Sequence[str], kept: dict[str, Tensor]) -> Iterator[None]:
+        def keep(name: str) -> Any:
+            return lambda module, args, output: kept.__setitem__(name, output)
+
+        handles = [self.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def check_inputs(self, x: Tensor, t: Tensor, y: Tensor | None, mask: TokenMask | None) -> tuple[int, int]:
+        """Check a forward's arguments; return the token grid. Errors as documented in `forward`."""
+        name = type(self).__name__
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"{name} takes x of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}; build it with "
+                "in_channels=... for another channel count."
+            )
+        batch = x.shape[0]
+        if t.ndim != 1 or t.shape[0] != batch:
+            raise ValueError(f"t has shape {tuple(t.shape)}; give one time a sample: ({batch},).")
+        grid = self.token_grid(x.shape[2], x.shape[3])
+        self._check_labels(y, batch)
+        if mask is not None:
+            self._check_mask(mask, batch, grid[0] * grid[1])
+        return grid
+
+    def _check_labels(self, y: Tensor | None, batch: int) -> None:
+        name = type(self).__name__
+        if self.num_classes == 0:
+            if y is not None:
+                raise ValueError(f"this {name} is unconditional (num_classes=0) and takes no y.")
+            return
+        if y is None:
+            raise ValueError(
+                f"y is missing: this {name} is conditioned on {self.num_classes} classes; give (B,) int64 "
+                "labels, or build it with num_classes=0."
+            )
+        if y.dtype != torch.int64:
+            raise TypeError(f"y must be int64, got {y.dtype}; use y.long().")
+        if y.ndim != 1 or y.shape[0] != batch:
+            raise ValueError(f"y has shape {tuple(y.shape)}; give one label a sample: ({batch},).")
+        # A look at the values would synchronise an accelerator and break a trace.
+        if y.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
+            low, high = (int(v) for v in torch.aminmax(y))
+            if low < 0 or high >= self.num_label_rows:
+                null = f" ({self.null_label} is the null label)" if self.null_label is not None else ""
+                raise ValueError(
+                    f"label {low if low < 0 else high} is out of range: this {name} takes labels from 0 to "
+                    f"{self.num_label_rows - 1}{null}."
+                )
+
+    def _check_mask(self, mask: TokenMask, batch: int, num_tokens: int) -> None:
+        name = type(self).__name__
+        if not self.supports_masking:
+            raise ValueError(f"{name} does not take a mask; only MDT and MDTv2 do. Call it without mask=.")
+        if not isinstance(mask, TokenMask):
+            raise TypeError(f"mask is a {type(mask).__name__}; make a TokenMask with ditzoo.random_token_mask().")
+        if mask.mask.shape != (batch, num_tokens):
+            raise ValueError(
+                f"mask covers {tuple(mask.mask.shape)} tokens, but x has ({batch}, {num_tokens}); make it with "
+                f"ditzoo.random_token_mask({batch}, {num_tokens}, ratio)."
+            )
+
+
+def _drop_constant_buffers(module: DiffusionTransformer, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    for key in list(state_dict):
+        if key.startswith(prefix) and key.rpartition(".")[2] in module.constant_buffers:
+            del state_dict[key]
+
+
+def initialize_like_dit(model: nn.Module) -> None:
+    """DiT's initialisation, shared by MDT and DiffiT: Xavier uniform for every linear layer and for the patch
+    projection, zero biases, and 0.02 for the embedders. Zeroed layers come after it, in the family's file."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.flatten(1))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for name in ("t_embedder", "y_embedder"):
+        if (embedder := getattr(model, name, None)) is not None:
+            embedder.reset_parameters()
+
+
+def zero_parameters(*modules: nn.Module) -> None:
+    """Set weights and biases to zero."""
+    for layer in modules:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+
+
+def _check_config(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse sizes no network can have, before any memory is asked for."""
+    positive = ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads")
+    for option in (*positive, "num_classes"):
+        value, least = config[option], 0 if option == "num_classes" else 1
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name}: {option} must be an integer, got {value!r}.")
+        if value < least:
+            raise ValueError(f"{name}: {option} must be at least {least}, got {value}.")
+    if not config["mlp_ratio"] > 0:
+        raise ValueError(f"{name}: mlp_ratio must be above 0, got {config['mlp_ratio']}.")
+    if not 0 <= config["class_dropout_prob"] < 1:
+        raise ValueError(f"{name}: class_dropout_prob must be in [0, 1), got {config['class_dropout_prob']}.")
+    for option, divisor in (("input_size", "patch_size"), ("hidden_size", "num_heads")):
+        if config[option] % config[divisor]:
+            raise ValueError(f"{name}: {option} {config[option]} is not divisible by {divisor} {config[divisor]}.")
+    if config["hidden_size"] % 4:
+        raise ValueError(f"{name}: hidden_size {config['hidden_size']} is not divisible by 4, as position tables need.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Published weights: the tag behind the dot of `dit_xl_2.in256`.
+
+    Attributes:
+        config: what the published network changes against the bare name.
+        source: where its authors put it.
+        licence: of the weights, in their authors' words.
+        data: what it was trained on.
+    """
+
+    config: Mapping[str, Any]
+    source: str
+    licence: str
+    data: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One named network.
+
+    Attributes:
+        name: registry name, `family_size_patch`.
+        model_cls: its class.
+        config: constructor arguments; what is not named keeps the class's default.
+        ours: True where no paper has this size; such models are marked in every table.
+        checkpoints: published weights by tag.
+    """
+
+    name: str
+    model_cls: type[DiffusionTransformer]
+    config: Mapping[str, Any]
+    ours: bool = False
+    checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one model file offers the registry.
+
+    Attributes:
+        name: short name, as in `list_models(family="dit")`.
+        title: name in print.
+        summary: one sentence on what sets the family apart.
+        paper: title and arXiv number.
+        architectures: its named networks.
+    """
+
+    name: str
+    title: str
+    summary: str
+    paper: str
+    architectures: Sequence[Architecture]
+
+
+#: The tiny models of every family: digits in, for tests, teaching and the quick benchmark.
+TINY: dict[str, Any] = {
+    "input_size": 8,
+    "patch_size": 2,
+    "in_channels": 1,
+    "num_classes": 10,
+    "learn_sigma": False,
+}

@@ -1,0 +1,105 @@
+"""How a model was trained and is to be sampled. Travels with weights, samples and benchmark rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+Schedule = Literal["linear", "scaled_linear", "cosine"]
+GuidanceConvention = Literal["dit", "uvit"]
+GuidanceSchedule = Literal["constant", "power_cosine"]
+Sampler = Literal["ddim"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """Classifier-free guidance (arXiv:2207.12598) with all that papers leave unsaid.
+
+    With c and u the conditional and unconditional predictions, `"dit"` is u + scale * (c - u), off at 1;
+    `"uvit"` is c + scale * (c - u), off at 0: U-ViT's 0.4 is DiT's 1.4.
+    """
+
+    scale: float = 1.0
+    convention: GuidanceConvention = "dit"
+    channels: int | None = None
+    """how many of the first output channels are guided (DiT, SiT, MDT: 3); None guides all of the prediction"""
+    schedule: GuidanceSchedule = "constant"
+    """`"power_cosine"` raises the scale from 1 at the last timestep to `scale` at 0 (MDT, DiffiT)"""
+    power: float = 4.0
+    """exponent of the power-cosine schedule"""
+
+    def __post_init__(self) -> None:
+        _check_choice("convention", self.convention, GuidanceConvention)
+        _check_choice("guidance schedule", self.schedule, GuidanceSchedule)
+        if self.channels is not None and self.channels < 1:
+            raise ValueError(f"guided channels must be 1 or more, or None for all, got {self.channels}.")
+
+    @property
+    def is_off(self) -> bool:
+        """Whether this guidance leaves the conditional prediction as it is."""
+        return self.scale == (1.0 if self.convention == "dit" else 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything besides the network that decides what its samples look like.
+
+    Raises:
+        ValueError: for a value outside its range; the message names the valid ones.
+    """
+
+    prediction: Prediction
+    """what the network predicts: the noise, v = alpha * noise - sigma * x0 (arXiv:2202.00512), or x0"""
+    schedule: Schedule
+    """noise schedule: DDPM's linear one, Stable Diffusion's, or the cosine of arXiv:2102.09672"""
+    num_train_timesteps: int = 1000
+    """T; the network is called with t from 0 to T - 1"""
+    guidance: Guidance = field(default_factory=Guidance)
+    sampler: Sampler = "ddim"
+    num_inference_steps: int = 50
+    """network evaluations a sample; each is two forward passes under guidance"""
+    mask_ratio: float | None = None
+    """least part of the tokens hidden in MDT's second training pass; None trains with one pass"""
+    mask_ratio_spread: float = 0.0
+    """MDTv2 draws the ratio from [mask_ratio, mask_ratio + mask_ratio_spread) once a step"""
+    weights: Literal["ema", "raw"] = "ema"
+    """which weights are sampled from: the moving average of training, or its last step"""
+
+    def __post_init__(self) -> None:
+        _check_choice("prediction", self.prediction, Prediction)
+        _check_choice("schedule", self.schedule, Schedule)
+        _check_choice("sampler", self.sampler, Sampler)
+        if self.num_train_timesteps < 1:
+            raise ValueError(f"num_train_timesteps must be 1 or more, got {self.num_train_timesteps}.")
+        if not 1 <= self.num_inference_steps <= self.num_train_timesteps:
+            raise ValueError(
+                f"num_inference_steps must be from 1 to num_train_timesteps ({self.num_train_timesteps}), got "
+                f"{self.num_inference_steps}."
+            )
+        if self.mask_ratio is not None and not 0 < self.mask_ratio + self.mask_ratio_spread < 1:
+            raise ValueError(
+                f"mask_ratio {self.mask_ratio} (+ up to {self.mask_ratio_spread}) must stay between 0 and 1."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe; `from_dict` gives the same recipe back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """The recipe that `to_dict` wrote.
+
+        Raises:
+            ValueError: for a key that no recipe has, or a value out of range.
+        """
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown recipe entries: {', '.join(sorted(unknown))}.")
+        return cls(**{**values, "guidance": Guidance(**values.get("guidance", {}))})
+
+
+def _check_choice(what: str, value: object, choices: object) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"unknown {what} {value!r}; choose one of {', '.join(get_args(choices))}.")

@@ -1,0 +1,94 @@
+"""The golden cases: what the official implementations computed. `tests/golden/README.md` tells how."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ditzoo import models
+from ditzoo.models import DiffusionTransformer
+
+FOLDER = Path(__file__).parent / "golden"
+
+#: U-ViT's own names for the options that all families share here.
+_UVIT_OPTIONS = {"img_size": "input_size", "in_chans": "in_channels", "embed_dim": "hidden_size"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model case: `facts` as in its JSON file, `tensors` as in its safetensors file."""
+
+    name: str
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.tensors[key]
+
+    @property
+    def model_cls(self) -> type[DiffusionTransformer]:
+        return getattr(models, self.facts["constructor"])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The official constructor's arguments under this library's names."""
+        options = {_UVIT_OPTIONS.get(k, k): v for k, v in self.facts["constructor_args"].items()}
+        if self.model_cls is models.UViT:  # counts the null label as a class, and writes none as -1
+            options["num_classes"] = max(options["num_classes"] - 1, 0)
+        return options
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The official state dict, constant buffers included."""
+        return {
+            key.removeprefix("state."): value
+            for key, value in self.tensors.items()
+            if key.startswith("state.")
+        }
+
+    @property
+    def outputs(self) -> list[str]:
+        return list(self.facts["outputs"])
+
+    def tolerance(self, dtype: torch.dtype = torch.float32) -> float:
+        """Allowed difference over the largest output. The recorded numbers are float32."""
+        return 1e-5 if dtype == torch.float64 else self.facts["relative_tolerance"]
+
+    def model(self, dtype: torch.dtype = torch.float32) -> DiffusionTransformer:
+        """A fresh model with the official weights, in eval mode."""
+        model = self.model_cls(**self.options)
+        model.load_state_dict(self.state, strict=True)
+        return model.to(dtype).eval()
+
+
+@cache
+def golden_case(name: str) -> Case:
+    return Case(name, golden_facts(name), golden_tensors(name))
+
+
+@cache
+def golden_tensors(name: str) -> dict[str, Tensor]:
+    return load_file(FOLDER / f"{name}.safetensors")
+
+
+@cache
+def golden_facts(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+#: Names of all model cases.
+CASES = sorted(path.stem for path in FOLDER.glob("*.json") if "constructor" in golden_facts(path.stem))
+
+
+def relative_error(output: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest expected value."""
+    assert output.shape == expected.shape
+    output, expected = output.detach().double(), expected.detach().double()
+    return float((output - expected).abs().max() / expected.abs().max())
