@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # One stream for each use, so that the noise of a sample and the draws of its training never coincide.
-_SAMPLING, _TRAINING, _STEP = range(3)
+_SAMPLING, _TRAINING, _STEP, _EPOCH = range(4)
 
 
 class TrainingDraws(NamedTuple):
@@ -75,6 +75,11 @@ def draw_training(
 def step_uniform(seed: int, step: int) -> Tensor:
     """One float32 number in [0, 1) that all processes of a step share, (1,)."""
     return torch.rand(1, generator=_generator(_STEP, seed, step))
+
+
+def epoch_order(seed: int, epoch: int, num_images: int) -> Tensor:
+    """A shuffle of the data set for one epoch, (num_images,) int64."""
+    return torch.randperm(num_images, generator=_generator(_EPOCH, seed, epoch))
 
 
 def _generator(stream: int, seed: int, index: int) -> torch.Generator:

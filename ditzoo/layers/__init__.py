@@ -1,7 +1,7 @@
 """Building blocks that three or more families share."""
 
 from ditzoo.layers.attention import Attention, RelativePositionBias, attend
-from ditzoo.layers.embeddings import LabelEmbedder, TimestepEmbedder, timestep_embedding
+from ditzoo.layers.embeddings import LabelEmbedder, TimestepEmbedder, timestep_embedding, uninitialized_embedding
 from ditzoo.layers.masking import TokenMask, random_token_mask
 from ditzoo.layers.mlp import Mlp
 from ditzoo.layers.modulation import AdaLNFinalLayer, AdaLNZeroBlock, modulate, plain_layer_norm
@@ -34,5 +34,6 @@ __all__ = [
     "resize_relative_position_table",
     "sincos_position_table",
     "timestep_embedding",
+    "uninitialized_embedding",
     "unpatchify",
 ]

@@ -52,12 +52,17 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(embedding.to(next(self.parameters()).dtype))  # (B, D)
 
 
+def uninitialized_embedding(num_rows: int, hidden_size: int) -> nn.Embedding:
+    """An embedding without PyTorch's own draw, which takes seconds on the meta device: it loads the compiler."""
+    return nn.Embedding(num_rows, hidden_size, _weight=torch.empty(num_rows, hidden_size))
+
+
 class LabelEmbedder(nn.Module):
     """One learned vector a class, and a last one for the null label: (B,) int64 -> (B, D)."""
 
     def __init__(self, num_rows: int, hidden_size: int) -> None:
         super().__init__()
-        self.embedding_table = nn.Embedding(num_rows, hidden_size)
+        self.embedding_table = uninitialized_embedding(num_rows, hidden_size)
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.embedding_table.weight, std=0.02)

@@ -83,6 +83,7 @@ def time_interleaved(
     min_seconds: float = 0.1,
     device: torch.device | str | None = None,
     clock: Clock = time.perf_counter,
+    callback: Callable[[int, int], None] | None = None,
 ) -> dict[str, Timing]:
     """Time functions in turn (A B C, A B C, ...), so that a machine that slows down slows all alike.
 
@@ -97,6 +98,7 @@ def time_interleaved(
             default spans several time slices of an operating system.
         device: where the functions compute; an accelerator is synchronised before every clock reading.
         clock: seconds from any fixed origin.
+        callback: called between measurements with how many are done and how many there are.
 
     Returns:
         name -> `Timing`, in the order of `functions`.
@@ -128,11 +130,13 @@ def time_interleaved(
             function()
     calls = {name: _measure_long(measure, f, 1, min_seconds)[0] for name, f in functions.items()}
     rounds_done: dict[str, list[tuple[int, float]]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
+    for turn in range(rounds):
+        for place, (name, function) in enumerate(functions.items(), start=1):
             done = _measure_long(measure, function, calls[name], min_seconds)
             calls[name] = done[0]
             rounds_done[name].append(done)
+            if callback is not None:
+                callback(turn * len(functions) + place, rounds * len(functions))
     return {
         name: Timing(tuple(elapsed / count for count, elapsed in done), min(count for count, _ in done))
         for name, done in rounds_done.items()

@@ -57,6 +57,8 @@ class DiffusionTransformer(nn.Module):
     """
 
     supports_masking: ClassVar[bool] = False
+    #: MDTv2's training draws its mask ratio from [mask_ratio, mask_ratio + mask_ratio_spread]
+    mask_ratio_spread: ClassVar[float] = 0.0
     #: buffers of the official state dicts that ditzoo computes and therefore drops on loading
     constant_buffers: ClassVar[tuple[str, ...]] = ()
     #: tokens in front of the patch tokens
@@ -119,6 +121,11 @@ class DiffusionTransformer(nn.Module):
     def initialize_weights(self) -> None:
         """Draw fresh weights as the family's authors do."""
         raise TypeError(f"{type(self).__name__} does not define initialize_weights().")
+
+    def initialize(self) -> None:
+        """Draw fresh weights; on the meta device there is nothing to draw, and drawing would load the compiler."""
+        if self.device.type != "meta":
+            self.initialize_weights()
 
     # What all share.
 
@@ -261,8 +268,9 @@ class DiffusionTransformer(nn.Module):
             raise TypeError(f"y must be int64, got {y.dtype}; use y.long().")
         if y.ndim != 1 or y.shape[0] != batch:
             raise ValueError(f"y has shape {tuple(y.shape)}; give one label a sample: ({batch},).")
-        # A look at the values would synchronise an accelerator and break a trace.
-        if y.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
+        # A look at the values would synchronise an accelerator and break a trace; fake tensors have none.
+        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(y) is not Tensor  # type: ignore[attr-defined]
+        if y.device.type == "cpu" and not tracing and batch:
             low, high = (int(v) for v in torch.aminmax(y))
             if low < 0 or high >= self.num_label_rows:
                 null = f" ({self.null_label} is the null label)" if self.null_label is not None else ""

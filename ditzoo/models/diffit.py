@@ -114,7 +114,7 @@ class DiffiT(DiffusionTransformer):
         self.pos_embed = nn.Parameter(torch.empty(1, self.num_tokens(), hidden_size), requires_grad=False)
         self.blocks = nn.ModuleList(DiffiTBlock(hidden_size, num_heads, mlp_ratio, self.grid) for _ in range(depth))
         self.final_layer = DiffiTFinalLayer(hidden_size, patch_size, self.out_channels)
-        self.initialize_weights()
+        self.initialize()
 
     def initialize_weights(self) -> None:
         """Xavier and normal draws; the last layer is zero, so the output is too."""

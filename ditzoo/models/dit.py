@@ -56,7 +56,7 @@ class DiT(DiffusionTransformer):
         self.pos_embed = nn.Parameter(torch.empty(1, self.num_tokens(), hidden_size), requires_grad=False)
         self.blocks = nn.ModuleList(AdaLNZeroBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
         self.final_layer = AdaLNFinalLayer(hidden_size, patch_size, self.out_channels)
-        self.initialize_weights()
+        self.initialize()
 
     def initialize_weights(self) -> None:
         """Xavier and normal draws; every modulation and the last layer are zero, so the output is too."""

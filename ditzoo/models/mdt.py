@@ -172,7 +172,7 @@ class MDT(_MaskedDiffusionTransformer):
     ) -> None:
         super().__init__(locals())
         self.blocks = nn.ModuleList(self._block() for _ in range(depth))
-        self.initialize_weights()
+        self.initialize()
 
     def encode(self, x: Tensor, c: Tensor, index: Tensor, grid: Grid) -> Tensor:
         for block in self.blocks[: -self.decode_layer]:
@@ -197,6 +197,8 @@ class MDTv2(_MaskedDiffusionTransformer):
         decode_layer: decoder blocks, from 1 to `depth`.
     """
 
+    mask_ratio_spread = 0.2
+
     def __init__(
         self,
         *,
@@ -218,7 +220,7 @@ class MDTv2(_MaskedDiffusionTransformer):
         self.en_inblocks = nn.ModuleList(self._block() for _ in range(half))
         self.en_outblocks = nn.ModuleList(self._block(skip=True) for _ in range(half))
         self.de_blocks = nn.ModuleList(self._block(skip=True) for _ in range(decode_layer))
-        self.initialize_weights()
+        self.initialize()
 
     def block_names(self) -> list[str]:
         half = range(len(self.en_inblocks))

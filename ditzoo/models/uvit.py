@@ -16,6 +16,7 @@ from ditzoo.layers import (
     TokenMask,
     resize_position_table,
     timestep_embedding,
+    uninitialized_embedding,
     unpatchify,
 )
 from ditzoo.models.base import TINY, Architecture, Checkpoint, DiffusionTransformer, Family
@@ -87,7 +88,7 @@ class UViT(DiffusionTransformer):
             if mlp_time_embed
             else nn.Identity()
         )
-        self.label_emb = nn.Embedding(self.num_label_rows, hidden_size) if num_classes else None
+        self.label_emb = uninitialized_embedding(self.num_label_rows, hidden_size) if num_classes else None
         self.pos_embed = nn.Parameter(torch.empty(1, self.num_extra_tokens + self.num_tokens(), hidden_size))
         self.in_blocks = nn.ModuleList(block() for _ in range(half))
         self.mid_block = block()
@@ -95,7 +96,7 @@ class UViT(DiffusionTransformer):
         self.norm = nn.LayerNorm(hidden_size)
         self.decoder_pred = nn.Linear(hidden_size, patch_size * patch_size * in_channels)
         self.final_layer = nn.Conv2d(in_channels, in_channels, 3, padding=1) if conv else nn.Identity()
-        self.initialize_weights()
+        self.initialize()
 
     def initialize_weights(self) -> None:
         """Truncated normals of standard deviation 0.02 for linear layers and positions, zero biases; the

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ditzoo.diffusion import GaussianDiffusion, TrainingDraws, draw_training, training_loss
-from ditzoo.diffusion.draws import step_uniform
+from ditzoo.diffusion.draws import epoch_order, step_uniform
 from ditzoo.layers import TokenMask, random_token_mask
 from ditzoo.models import DiffusionTransformer
 from ditzoo.recipe import Recipe
@@ -33,6 +33,8 @@ class TrainOptions:
     learning_rate: float = 1e-3
     """peak of AdamW's learning rate, which warms up linearly and then falls to zero along a cosine"""
     warmup_images: int = 1_000
+    betas: tuple[float, float] = (0.9, 0.99)
+    """decay of AdamW's averages of the gradient and of its square"""
     weight_decay: float = 0.0
     ema_decay: float = 0.995
     """decay of the moving average of the weights, a step"""
@@ -97,7 +99,7 @@ def train(
         )
     process = GaussianDiffusion(recipe)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
+        model.parameters(), lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay, fused=True
     )
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
     losses: list[Tensor] = []
@@ -162,10 +164,7 @@ def train(
 def _shuffled(samples: range, num_images: int, seed: int) -> Tensor:
     """Which images the running numbers `samples` stand for: each epoch is a shuffle of its own."""
     epochs = {number // num_images for number in samples}
-    orders = {
-        epoch: torch.randperm(num_images, generator=torch.Generator().manual_seed(hash((seed, epoch))))
-        for epoch in epochs
-    }
+    orders = {epoch: epoch_order(seed, epoch, num_images) for epoch in epochs}
     return torch.stack([orders[number // num_images][number % num_images] for number in samples])
 
 

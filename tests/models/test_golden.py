@@ -17,6 +17,7 @@ from ditzoo.diffusion import guide
 from ditzoo.models import DiffusionTransformer
 from ditzoo.recipe import Guidance
 from tests.golden_cases import CASES, Case, golden_case, golden_facts, relative_error
+from tests.zoo import TINY
 
 Compute = Callable[[DiffusionTransformer, Case, torch.dtype], Tensor]
 
@@ -105,7 +106,7 @@ def test_output_equals_the_official_one(case, output, dtype):
 
 
 def test_every_family_has_golden_cases():
-    classes = {type(ditzoo.create(name)) for name in ditzoo.list_models("*_ti_*")}
+    classes = {type(ditzoo.create(name)) for name in TINY}
     assert {golden_case(case).model_cls for case in CASES} == classes
 
 

@@ -1,23 +1,18 @@
 """Parameter counts of every official configuration."""
 
 import pytest
-import torch
 
 import ditzoo
 from tests.golden_cases import golden_facts
+from tests.zoo import EVERY_NAME, TINY, on_meta
 
 OFFICIAL = golden_facts("param_counts")
-
-
-def build(name, **options):
-    with torch.device("meta"):
-        return ditzoo.create(name, **options)
 
 
 @pytest.mark.parametrize("configuration", OFFICIAL)
 def test_parameters_are_as_many_as_the_official_ones(configuration):
     official = OFFICIAL[configuration]
-    model = build(official["name"], **official["options"])
+    model = on_meta(official["name"], **official["options"])
     assert sum(p.numel() for p in model.parameters()) == official["total"]
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == official["trainable"]
 
@@ -25,7 +20,7 @@ def test_parameters_are_as_many_as_the_official_ones(configuration):
 @pytest.mark.parametrize("configuration", OFFICIAL)
 def test_state_dict_is_the_official_one_without_constant_buffers(configuration):
     official = OFFICIAL[configuration]
-    model = build(official["name"], **official["options"])
+    model = on_meta(official["name"], **official["options"])
     state = model.state_dict()
     # The originals keep one index beside every relative-position table.
     constant = sum(key.endswith("relative_position_bias_table") for key in state)
@@ -44,15 +39,15 @@ def test_every_published_size_is_compared():
         assert ditzoo.model_info(name).config in configs, name
 
 
-@pytest.mark.parametrize("name", ditzoo.list_models() + ditzoo.list_models(pretrained=True))
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_model_info_counts_what_the_model_has(name):
-    model, info = build(name), ditzoo.model_info(name)
+    model, info = on_meta(name), ditzoo.model_info(name)
     assert info.num_params == sum(p.numel() for p in model.parameters())
     assert info.num_trainable_params == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert info.num_tokens == (model.input_size // model.patch_size) ** 2
 
 
-@pytest.mark.parametrize("name", ditzoo.list_models("*_ti_*"))
+@pytest.mark.parametrize("name", TINY)
 def test_tiny_models_are_tiny(name):
     info = ditzoo.model_info(name)
     assert 300_000 <= info.num_params <= 600_000
@@ -62,6 +57,6 @@ def test_tiny_models_are_tiny(name):
 
 
 def test_every_family_has_a_tiny_model():
-    assert {ditzoo.model_info(name).family for name in ditzoo.list_models("*_ti_*")} == set(
+    assert {ditzoo.model_info(name).family for name in TINY} == set(
         ditzoo.list_families()
     )

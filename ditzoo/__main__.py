@@ -1,0 +1,5 @@
+"""`python -m ditzoo`."""
+
+from ditzoo.cli import main
+
+main()

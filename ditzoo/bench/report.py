@@ -1,0 +1,198 @@
+"""Tables and pictures of a finished or half-finished run."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ditzoo.bench.results import ResultRow, write_atomically
+from ditzoo.bench.runner import REAL, UNTRAINED, QuickRun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HEADER = (
+    "model",
+    "Frechet distance",
+    "accuracy %",
+    "params M",
+    "MMACs",
+    "forward images/s",
+    "train images/s",
+    "train memory MB",
+    "train s",
+)
+
+
+def sorted_rows(run: QuickRun) -> list[ResultRow]:
+    """The finished rows, nearest to the real digits first."""
+    return sorted(run.rows.values(), key=lambda row: row.values["frechet_distance"].value)
+
+
+def table_cells(run: QuickRun) -> list[tuple[str, ...]]:
+    """One tuple of texts a row, in the order of `HEADER`; a reference row has quality alone."""
+    return [_cells(row) for row in sorted_rows(run)]
+
+
+def _cells(row: ResultRow) -> tuple[str, ...]:
+    def number(name: str, pattern: str, scale: float = 1.0) -> str:
+        value = row.values.get(name)
+        return "" if value is None else pattern.format(value.value * scale)
+
+    def spread(name: str) -> str:
+        value = row.values.get(name)
+        return "" if value is None else f"{value.value:,.0f} ({value.low:,.0f} to {value.high:,.0f})"
+
+    return (
+        row.name,
+        number("frechet_distance", "{:.2f}"),
+        number("accuracy", "{:.1f}", 100),
+        number("num_params", "{:.2f}", 1e-6),
+        number("gmacs", "{:.2f}", 1e3),
+        spread("forward_throughput"),
+        spread("train_throughput"),
+        number("train_peak_memory", "{:.0f}", 1e-6),
+        number("training_time", "{:.1f}"),
+    )
+
+
+def markdown_table(run: QuickRun) -> str:
+    """The table in Markdown, numbers aligned to the right."""
+    rule = "|---|" + "---:|" * (len(HEADER) - 1)
+    lines = [" | ".join(HEADER), *(" | ".join(cells) for cells in table_cells(run))]
+    first, *rest = [f"| {line} |" for line in lines]
+    return "\n".join([first, rule, *rest])
+
+
+def notes(run: QuickRun) -> list[str]:
+    """What a reader must know to read the table."""
+    suite, recipe = run.suite, run.suite.recipe
+    frechet = next(iter(run.rows.values())).frechet
+    lines = [
+        f"Frechet distance: features of the {frechet['extractor']}, {frechet['num_samples']:,} images a row against "
+        f"{frechet['reference_samples']} {frechet['reference']}. It is no FID: not Inception features, not ImageNet.",
+        f"Accuracy: share of the {suite.num_samples:,} samples that the same classifier reads as the digit asked for.",
+        f"Reference rows: {REAL} are {suite.num_samples:,} images of the training split; {UNTRAINED} is a fresh "
+        f"{run.models[0]}, sampled like the others.",
+        f"Every model: {suite.train.num_images:,} images in batches of {suite.train.batch_size}, AdamW at "
+        f"{suite.train.learning_rate:g}, {recipe.schedule} schedule, {recipe.prediction}, averaged weights; "
+        f"{recipe.num_inference_steps} {recipe.sampler.upper()} steps, guidance u + {recipe.guidance.scale:g} (c - u) "
+        f"on all channels; seed {run.seed}. MDT and MDTv2 see each image twice, once with masked tokens.",
+        f"MMACs: millions of multiply-adds of one forward pass of one image. Throughput: median and quartiles, "
+        f"measured interleaved; forward at batch {suite.forward_batch_size}, training at {suite.train.batch_size}.",
+        "Memory: the most that tensors of a training step hold at once, weights and optimiser included.",
+    ]
+    roofs = sorted({row.values["roof"].value for row in run.rows.values() if "roof" in row.values})
+    if roofs:
+        measured = " and ".join(f"{roof:.0f}" for roof in roofs)
+        lines.append(f"Roof of the machine in the same run: {measured} GMACs/s of a float32 matrix product.")
+    if len(roofs) > 1:
+        lines.append("The run was interrupted: speeds stem from more than one measurement and compare less exactly.")
+    origin = next(iter(run.rows.values()))
+    machine, versions = origin.machine, origin.versions
+    lines.append(
+        f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, device "
+        f"{machine['device']}. " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
+    )
+    return lines
+
+
+def write_report(run: QuickRun) -> list[Path]:
+    """Write `report.md`, `comparison.png` and `samples.png`; return their paths.
+
+    Raises:
+        ImportError: where matplotlib is missing, naming the extra to install.
+    """
+    title = f"# Quick benchmark: {len(run.models)} diffusion transformers on 8x8 digits"
+    text = [title, "", markdown_table(run), "", *(f"- {note}" for note in notes(run))]
+    text += ["", "![Frechet distance against GMACs](comparison.png)", "", "![Samples](samples.png)", ""]
+    paths = {
+        run.out / "report.md": "\n".join(text).encode(),
+        run.out / "comparison.png": _png(comparison_figure(run)),
+        run.out / "samples.png": _png(samples_figure(run)),
+    }
+    for path, content in paths.items():
+        write_atomically(path, content)
+    return list(paths)
+
+
+def comparison_figure(run: QuickRun) -> Figure:
+    """GMACs against Frechet distance, one labelled point a model, with both reference rows as lines."""
+    figure = _new_figure(7.2, 4.6)
+    axes = figure.add_subplot()
+    rows = [row for row in sorted_rows(run) if row.kind == "model"]
+    points = [(row.values["gmacs"].value, row.values["frechet_distance"].value) for row in rows]
+    for place, (row, (x, y)) in enumerate(zip(rows, points, strict=True)):
+        axes.scatter(x, y, s=70, color=f"C{place}", zorder=3)
+        axes.annotate(row.name, (x, y), textcoords="offset points", xytext=_label_offset(points, place), fontsize=10)
+    for name, style in ((REAL, "--"), (UNTRAINED, ":")):
+        if name in run.rows:
+            height = run.rows[name].values["frechet_distance"].value
+            axes.axhline(height, color="0.45", linestyle=style, linewidth=1)
+            axes.annotate(
+                f"{name}: {height:.3g}",
+                (0.01, height),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                xytext=(2, 4 if name == REAL else -11),
+                fontsize=9,
+                color="0.3",
+            )
+    axes.set_yscale("log")
+    axes.margins(x=0.18)
+    axes.set_xlabel("GMACs of one forward pass (less is cheaper)")
+    axes.set_ylabel("Frechet distance, digits classifier (less is better)")
+    samples = f"{run.suite.num_samples:,}"
+    axes.set_title(
+        f"Digits 8x8: {run.suite.train.num_images:,} training images, {samples} samples a model", fontsize=11
+    )
+    axes.grid(visible=True, which="major", alpha=0.25)
+    return figure
+
+
+def _label_offset(points: list[tuple[float, float]], place: int) -> tuple[int, int]:
+    """Right of the point, and below it where a neighbour sits just above in the plot."""
+    x, y = points[place]
+    crowded = any(abs(a - x) < 0.1 * x and y < b < 1.5 * y for a, b in points)
+    return (9, -12) if crowded else (9, 4)
+
+
+def samples_figure(run: QuickRun, rows_each: int = 4) -> Figure:
+    """A grid of samples for each model and for the real digits: one column a digit."""
+    names = [row.name for row in sorted_rows(run) if row.name != UNTRAINED]
+    figure = _new_figure(3.1 * 3, 0.2 + 1.75 * ((len(names) + 2) // 3))
+    panels = figure.subplots((len(names) + 2) // 3, 3, squeeze=False).flatten()
+    for panel in panels:
+        panel.axis("off")
+    for panel, name in zip(panels, names, strict=False):
+        images, labels = run.load_samples(name)
+        rows = [images[labels == digit][:rows_each, :, :, 0] for digit in range(10)]
+        padded = np.pad(np.stack(rows), ((0, 0), (0, 0), (1, 1), (1, 1)))  # (digits, rows, height, width)
+        digits, count, height, width = padded.shape
+        panel.imshow(
+            padded.transpose(1, 2, 0, 3).reshape(count * height, digits * width), cmap="gray", vmin=0, vmax=255
+        )
+        panel.set_title(f"{name} ({run.rows[name].values['frechet_distance'].value:.2f})", fontsize=10)
+        for digit in range(digits):
+            center = (digit + 0.5) * width - 0.5
+            panel.text(center, count * height + 1, str(digit), ha="center", va="top", fontsize=8)
+    figure.suptitle("Samples by class; Frechet distance in brackets", fontsize=11)
+    return figure
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('the report needs matplotlib: pip install "ditzoo[bench]"') from error
+    # A figure of its own rather than pyplot's: no window system, no global state.
+    return Figure(figsize=(width, height), layout="constrained", dpi=120)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,176 @@
+"""The `ditzoo` command: parses, calls the library, prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ditzoo import __version__
+
+if TYPE_CHECKING:
+    from ditzoo.bench import QuickRun
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ditzoo")
+def cli() -> None:
+    """Diffusion transformers side by side."""
+
+
+@cli.command("list")
+@click.argument("pattern", required=False)
+@click.option("--family", help="Only this family.")
+@click.option("--pretrained", is_flag=True, help="Tagged names of published weights instead.")
+def list_command(pattern: str | None, family: str | None, pretrained: bool) -> None:
+    """List the models, or those that PATTERN matches (shell wildcards; quote it)."""
+    from ditzoo import registry
+
+    names = registry.list_models(pattern, family=family, pretrained=pretrained or None)
+    if not names:
+        raise ValueError(f"no model matches {pattern!r}; `ditzoo list` shows all.")
+    rows = []
+    for name in names:
+        info = registry.model_info(name)
+        config = info.config
+        size = f"{config['in_channels']}x{config['input_size']}x{config['input_size']}"
+        params = f"{info.num_params / 1e6:.1f}"
+        tags = info.licence if info.licence else " ".join(info.tags)
+        rows.append((name, info.family, params, str(config["depth"]), str(config["hidden_size"]), size, tags or ""))
+    last = "licence of the weights" if rows and "." in names[0] else "published weights"
+    _print_columns(("model", "family", "params M", "depth", "width", "input", last), rows)
+
+
+@cli.command()
+@click.argument("name")
+def info(name: str) -> None:
+    """Show what is known about a model: size, cost, options, paper, licence."""
+    from ditzoo import registry
+    from ditzoo.metrics import count_macs
+
+    facts = registry.model_info(name)
+    macs = count_macs(name)
+    marks = " (a size of ours: no paper has it)" if facts.ours else ""
+    lines = [
+        ("model", f"{facts.name}{marks}"),
+        ("family", f"{facts.family}, class {facts.model_cls}"),
+        ("paper", facts.paper or "none given"),
+        ("parameters", f"{facts.num_params:,} ({facts.num_trainable_params:,} trainable)"),
+        ("tokens", f"{facts.num_tokens:,} patches an input"),
+        ("GMACs", f"{macs.gmacs:.4g} a forward pass of one input (papers print this as Gflops)"),
+        (
+            "GFLOPs",
+            f"{macs.gflops:.4g} (2 x GMACs); {macs.gmacs_without_attention:.4g} GMACs without attention products",
+        ),
+        ("weights", facts.source or ", ".join(f"{name}.{tag}" for tag in facts.tags) or "none published"),
+    ]
+    if facts.licence:
+        lines += [("licence", f"{facts.licence} (weights)"), ("trained on", str(facts.data))]
+    lines += [("options", ""), *((f"  {option}", repr(value)) for option, value in facts.config.items())]
+    for label, text in lines:
+        click.echo(f"{label:<22}{text}".rstrip())
+
+
+@cli.group()
+def bench() -> None:
+    """Train, sample and compare models."""
+
+
+@bench.command()
+@click.option("--models", help="Comma-separated names; default: the tiny model of every family.")
+@click.option("--images", type=int, help="Images each model trains on, repeats included; default: 40,000.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/quick"), show_default=True)
+def quick(models: str | None, images: int | None, seed: int, device: str, out: Path) -> None:
+    """Train tiny models on real 8x8 digits, sample them, and print one honest table.
+
+    Finished rows stay in OUT; running again goes on after them.
+    """
+    from ditzoo.bench import prepare_quick, run_quick
+    from ditzoo.bench.report import write_report
+
+    names = None if models is None else [name.strip() for name in models.split(",") if name.strip()]
+    run = prepare_quick(out, models=names, num_images=images, seed=seed, device=device)
+    for problem in run.problems:
+        click.echo(problem, err=True)
+    if run.resumed:
+        click.echo(
+            f"Finished earlier, in {out}: {', '.join(run.resumed)}. For new measurements give another --out or "
+            f"delete that folder."
+        )
+    try:
+        with _progress_bars() as progress:
+            run_quick(run, progress)
+    except KeyboardInterrupt:
+        click.echo(f"\nStopped. {len(run.rows)} finished rows are in {out}; run the same command to go on.", err=True)
+        sys.exit(130)
+    paths = write_report(run)
+    _print_quick(run)
+    click.echo("\nWrote " + ", ".join(str(path) for path in [out / "results.jsonl", *paths]))
+
+
+def _print_quick(run: QuickRun) -> None:
+    from ditzoo.bench.report import HEADER, notes, table_cells
+
+    click.echo()
+    _print_columns(HEADER, table_cells(run))
+    click.echo()
+    for note in notes(run):
+        click.echo(note)
+
+
+@contextmanager
+def _progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar with time left for each stage; where nobody watches, a line when a stage ends."""
+    if not sys.stderr.isatty():
+        yield lambda stage, done, total: click.echo(f"{stage}: done", err=True) if done == total else None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield report
+
+
+def _print_columns(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Columns wide enough for their content; all but the first and last to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, *rows]:
+        cells = [
+            cell.ljust(width) if place == 0 or not _is_number_column(rows, place) else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        click.echo("  ".join(cells).rstrip())
+
+
+def _is_number_column(rows: Sequence[tuple[str, ...]], place: int) -> bool:
+    return all(not row[place] or row[place][0].isdigit() for row in rows)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: errors a user can mend are one line, without a traceback."""
+    try:
+        return cli.main(arguments, prog_name="ditzoo")
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        click.echo(f"ditzoo: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,149 @@
+"""The command line: what it prints, and its one-line errors."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ditzoo import __version__, list_models
+from ditzoo.bench import QUICK, runner, suites
+from ditzoo.cli import cli, main
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, list(arguments))
+
+
+def test_list_shows_every_model_once() -> None:
+    result = run("list")
+    assert result.exit_code == 0
+    header, *lines = result.output.splitlines()
+    assert header.split()[:4] == ["model", "family", "params", "M"]
+    assert [line.split()[0] for line in lines] == list_models()
+    assert next(line.split() for line in lines if line.startswith("dit_xl_2 "))[:5] == [
+        "dit_xl_2", "dit", "675.1", "28", "1152",
+    ]  # fmt: skip
+
+
+def test_list_filters_by_pattern_family_and_weights() -> None:
+    assert [line.split()[0] for line in run("list", "dit_*_8").output.splitlines()[1:]] == list_models("dit_*_8")
+    assert [line.split()[0] for line in run("list", "--family", "mdt").output.splitlines()[1:]] == list_models(
+        family="mdt"
+    )
+    tagged = run("list", "--pretrained").output
+    assert "dit_xl_2.in256" in tagged
+    assert "CC-BY-NC-4.0" in tagged
+
+
+def test_info_prints_size_cost_licence_and_options() -> None:
+    output = run("info", "dit_xl_2.in512").output
+    for text in ("676,014,368", "1,024 patches", "524.5", "2212.09748", "CC-BY-NC-4.0", "input_size", "64"):
+        assert text in output
+    assert "no paper has it" in run("info", "diffit_s_2").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["info", "dit_xl2"], ("Unknown model 'dit_xl2'", "Did you mean dit_xl_2")),
+        (["info", "dit_xl_2.in1024"], ("Unknown tag 'in1024'", "dit_xl_2.in256")),
+        (["list", "sit_*"], ("no model matches 'sit_*'", "ditzoo list")),
+        (["list", "--family", "gan"], ("Unknown family 'gan'", "dit, uvit, mdt, diffit")),
+        (["bench", "quick", "--models", "dit_xl_2", "--out", "x"], ("dit_xl_2 is not made for 8x8 digits",)),
+        (["bench", "quick", "--images", "-5", "--out", "x"], ("num_images must be 1 or more, got -5",)),
+        (["bench", "quick", "--device", "abacus", "--out", "x"], ("'abacus' cannot be used here",)),
+    ],
+)
+def test_errors_are_one_line_and_exit_with_2(
+    arguments: list[str], texts: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ditzoo: ")
+    assert error.count("\n") == 1
+    assert all(text in error for text in texts)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as exit_info:
+        main(["bench", "quick", "--out", str(tmp_path / "file")])
+    assert exit_info.value.code == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
+def test_help_and_version_load_no_torch() -> None:
+    for arguments in (["--help"], ["--version"], ["bench", "quick", "--help"]):
+        code = f"""
+import sys
+from ditzoo.cli import main
+try:
+    main({arguments!r})
+except SystemExit as end:
+    assert end.code in (0, None)
+assert "torch" not in sys.modules
+"""
+        done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (
+        __version__
+        in subprocess.run(
+            [sys.executable, "-m", "ditzoo", "--version"], check=False, capture_output=True, text=True
+        ).stdout
+    )
+
+
+def test_list_loads_no_optional_package() -> None:
+    code = """
+import sys
+from ditzoo.cli import cli
+cli.main(["list"], standalone_mode=False)
+heavy = {"timm", "torchvision", "diffusers", "accelerate", "torch_fidelity", "sklearn", "matplotlib", "torch._dynamo"}
+print(sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.fixture
+def small_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.bench.test_runner import SMALL
+
+    for place in (runner, suites):
+        monkeypatch.setattr(place, "QUICK", SMALL)
+    monkeypatch.setitem(runner.prepare_quick.__kwdefaults__, "suite", SMALL)
+
+
+@pytest.mark.usefixtures("small_suite")
+def test_bench_quick_prints_the_table_and_says_when_all_is_done(tmp_path: Path) -> None:
+    arguments = ("bench", "quick", "--models", "uvit_ti_2", "--images", "32", "--out", str(tmp_path / "out"))
+    first = run(*arguments)
+    assert first.exit_code == 0, first.output
+    assert "uvit_ti_2" in first.output
+    assert "It is no FID" in first.output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "results.jsonl", "report.md", "comparison.png", "samples.png", "samples",
+    }  # fmt: skip
+    second = run(*arguments)
+    assert "Finished earlier" in second.output
+    assert "uvit_ti_2" in second.output
+
+
+@pytest.mark.usefixtures("small_suite")
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ditzoo.bench.run_quick", interrupted)
+    result = run("bench", "quick", "--out", str(tmp_path))
+    assert result.exit_code == 130
+    assert "run the same command to go on" in result.output
+
+
+def test_the_quick_suite_is_the_one_that_the_help_describes() -> None:
+    assert f"{QUICK.train.num_images:,}" in run("bench", "quick", "--help").output

@@ -1,0 +1,127 @@
+"""The training loop: order of data, schedule, averaging, repeatability, and how it stops."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import ditzoo
+from ditzoo.data import load_digits_split
+from ditzoo.recipe import Recipe
+from ditzoo.train import TrainOptions, train
+from ditzoo.train.loop import _learning_rate_factor, _shuffled
+
+RECIPE = Recipe(prediction="v_prediction", schedule="cosine")
+DIGITS = load_digits_split("train")
+
+
+def run(model: nn.Module, recipe: Recipe = RECIPE, **options):
+    return train(model, DIGITS.images[:40], DIGITS.labels[:40], recipe, TrainOptions(**{"num_images": 48, **options}))
+
+
+def fresh(name: str = "dit_ti_2", **options):
+    torch.manual_seed(0)
+    return ditzoo.create(name, **options)
+
+
+def test_each_epoch_is_a_shuffle_of_its_own() -> None:
+    order = _shuffled(range(30), 10, seed=0)
+    for epoch in order.view(3, 10):
+        assert epoch.sort().values.tolist() == list(range(10))
+    assert order[:10].tolist() != order[10:20].tolist()
+    assert _shuffled(range(30), 10, seed=1).tolist() != order.tolist()
+
+
+def test_the_order_does_not_depend_on_how_it_is_cut_into_batches() -> None:
+    whole = _shuffled(range(30), 10, seed=0)
+    parts = [_shuffled(range(start, start + 6), 10, seed=0) for start in range(0, 30, 6)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
+    options = TrainOptions(num_images=1100, warmup_images=100, batch_size=10)
+    assert _learning_rate_factor(0, options) == pytest.approx(10 / 110)
+    assert _learning_rate_factor(100, options) == 1
+    assert _learning_rate_factor(600, options) == pytest.approx(0.5)
+    assert _learning_rate_factor(350, options) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert _learning_rate_factor(1100, options) == pytest.approx(0)
+
+
+def test_the_same_seed_trains_the_same_weights_and_another_seed_others() -> None:
+    first, again, other = run(fresh()), run(fresh()), run(fresh(), seed=1)
+    assert first.losses == again.losses
+    assert all(torch.equal(a, b) for a, b in zip(first.ema.parameters(), again.ema.parameters(), strict=True))
+    assert first.losses != other.losses
+
+
+def test_training_leaves_the_global_generator_alone() -> None:
+    model = fresh("mdtv2_ti_2")
+    state = torch.get_rng_state()
+    run(model, Recipe(prediction="v_prediction", schedule="cosine", mask_ratio=0.3, mask_ratio_spread=0.2))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_average_follows_its_recurrence() -> None:
+    snapshots: list[torch.Tensor] = []
+    model = fresh()
+    options = TrainOptions(num_images=96, ema_decay=0.8)
+    weight = model.final_layer.linear.weight
+    result = train(
+        model, DIGITS.images, DIGITS.labels, RECIPE, options, callback=lambda seen: snapshots.append(weight.clone())
+    )
+    average = snapshots[0]
+    for snapshot in snapshots[1:]:
+        average = 0.8 * average + 0.2 * snapshot
+    torch.testing.assert_close(result.ema.final_layer.linear.weight, average, rtol=1e-5, atol=1e-8)
+    assert not result.ema.training
+    assert not torch.equal(result.ema.final_layer.linear.weight, weight)
+
+
+def test_the_last_batch_may_be_smaller_and_progress_counts_images() -> None:
+    seen: list[int] = []
+    options = TrainOptions(num_images=70, batch_size=32)
+    result = train(fresh(), DIGITS.images, DIGITS.labels, RECIPE, options, callback=seen.append)
+    assert seen == [32, 64, 70]
+    assert len(result.losses) == 3
+
+
+@pytest.mark.parametrize("name", ["dit_ti_2", "uvit_ti_2", "mdt_ti_2", "mdtv2_ti_2", "diffit_ti_2"])
+def test_a_few_steps_on_a_few_images_lower_the_loss(name: str) -> None:
+    model = fresh(name)
+    recipe = Recipe(prediction="v_prediction", schedule="cosine", mask_ratio=model.config.get("mask_ratio"))
+    losses = run(model, recipe, num_images=32 * 60, learning_rate=4e-3, warmup_images=0).losses
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_an_unconditional_model_trains_without_labels() -> None:
+    result = train(fresh(num_classes=0), DIGITS.images, None, RECIPE, TrainOptions(num_images=64))
+    assert all(math.isfinite(loss) for loss in result.losses)
+
+
+def test_a_loss_that_is_not_finite_stops_and_says_where() -> None:
+    model = fresh()
+    with torch.no_grad():
+        model.final_layer.linear.bias.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match=r"loss became inf at step 1 \(32 images seen\); lower learning_rate"):
+        run(model)
+
+
+def test_a_masking_recipe_needs_a_model_with_masks() -> None:
+    recipe = Recipe(prediction="v_prediction", schedule="cosine", mask_ratio=0.3)
+    with pytest.raises(ValueError, match=r"masks tokens \(mask_ratio=0.3\) but DiT takes no masks"):
+        run(fresh(), recipe)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"num_images": 0}, "num_images must be 1 or more, got 0"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, float], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        TrainOptions(**{"num_images": 1, **options})
