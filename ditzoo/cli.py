@@ -40,9 +40,21 @@ def list_command(pattern: str | None, family: str | None, pretrained: bool) -> N
         size = f"{config['in_channels']}x{config['input_size']}x{config['input_size']}"
         params = f"{info.num_params / 1e6:.1f}"
         tags = info.licence if info.licence else " ".join(info.tags)
-        rows.append((name, info.family, params, str(config["depth"]), str(config["hidden_size"]), size, tags or ""))
+        rows.append(
+            (
+                name + ("*" if info.ours else ""),
+                info.family,
+                params,
+                str(config["depth"]),
+                str(config["hidden_size"]),
+                size,
+                tags or "",
+            )
+        )
     last = "licence of the weights" if rows and "." in names[0] else "published weights"
     _print_columns(("model", "family", "params M", "depth", "width", "input", last), rows)
+    if any(row[0].endswith("*") for row in rows):
+        click.echo("* a size of ours: no paper has it")
 
 
 @cli.command()
@@ -69,7 +81,7 @@ def info(name: str) -> None:
         ("weights", facts.source or ", ".join(f"{name}.{tag}" for tag in facts.tags) or "none published"),
     ]
     if facts.licence:
-        lines += [("licence", f"{facts.licence} (weights)"), ("trained on", str(facts.data))]
+        lines += [("licence of weights", facts.licence), ("trained on", str(facts.data))]
     lines += [("options", ""), *((f"  {option}", repr(value)) for option, value in facts.config.items())]
     for label, text in lines:
         click.echo(f"{label:<22}{text}".rstrip())
@@ -82,7 +94,7 @@ def bench() -> None:
 
 @bench.command()
 @click.option("--models", help="Comma-separated names; default: the tiny model of every family.")
-@click.option("--images", type=int, help="Images each model trains on, repeats included; default: 40,000.")
+@click.option("--images", type=int, help="Images each model trains on, repeats included; default: 48,000.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/quick"), show_default=True)
@@ -105,7 +117,7 @@ def quick(models: str | None, images: int | None, seed: int, device: str, out: P
         )
     try:
         with _progress_bars() as progress:
-            run_quick(run, progress)
+            run_quick(run, progress, num_workers=None)
     except KeyboardInterrupt:
         click.echo(f"\nStopped. {len(run.rows)} finished rows are in {out}; run the same command to go on.", err=True)
         sys.exit(130)

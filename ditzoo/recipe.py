@@ -78,9 +78,9 @@ class Recipe:
                 f"num_inference_steps must be from 1 to num_train_timesteps ({self.num_train_timesteps}), got "
                 f"{self.num_inference_steps}."
             )
-        if self.mask_ratio is not None and not 0 < self.mask_ratio + self.mask_ratio_spread < 1:
+        if self.mask_ratio is not None and not 0 <= self.mask_ratio <= self.mask_ratio + self.mask_ratio_spread < 1:
             raise ValueError(
-                f"mask_ratio {self.mask_ratio} (+ up to {self.mask_ratio_spread}) must stay between 0 and 1."
+                f"mask_ratio {self.mask_ratio} (+ up to {self.mask_ratio_spread}) must be at least 0 and stay below 1."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import fnmatch
 import inspect
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from typing import Any
@@ -122,13 +122,18 @@ def list_families() -> list[str]:
     return list(dict.fromkeys(entry.family for entry in _ENTRIES.values()))
 
 
-@cache
 def model_info(name: str) -> ModelInfo:
     """Facts about a name: configuration, size, paper, and licence and source of its weights.
 
     Raises:
         ValueError: for an unknown name or tag.
     """
+    info = _model_info(name)
+    return replace(info, config=dict(info.config))  # the caller's own: the facts behind it are remembered
+
+
+@cache
+def _model_info(name: str) -> ModelInfo:
     entry, checkpoint = _resolve(name)
     architecture = entry.architecture
     with torch.device("meta"):

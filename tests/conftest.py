@@ -1,7 +1,5 @@
 """What all tests share: threads, reproducible examples, and a registry that every test leaves as it found it."""
 
-import os
-
 import pytest
 import torch
 from hypothesis import settings
@@ -12,9 +10,8 @@ from ditzoo import registry
 settings.register_profile("ditzoo", deadline=None, derandomize=True)
 settings.load_profile("ditzoo")
 
-# Workers of pytest-xdist share the cores; threads of their own would only fight over them.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
+# Tiny models gain nothing from threads, and workers of pytest-xdist would fight over the cores.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +23,6 @@ def _seeded():
 def registry_sandbox(monkeypatch):
     """A copy of the registry to register into; the real one comes back after the test."""
     monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
-    registry.model_info.cache_clear()
+    registry._model_info.cache_clear()
     yield
-    registry.model_info.cache_clear()
+    registry._model_info.cache_clear()

@@ -47,11 +47,7 @@ class Case:
     @property
     def state(self) -> dict[str, Tensor]:
         """The official state dict, constant buffers included."""
-        return {
-            key.removeprefix("state."): value
-            for key, value in self.tensors.items()
-            if key.startswith("state.")
-        }
+        return {key.removeprefix("state."): value for key, value in self.tensors.items() if key.startswith("state.")}
 
     @property
     def outputs(self) -> list[str]:

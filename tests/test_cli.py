@@ -136,7 +136,7 @@ def test_bench_quick_prints_the_table_and_says_when_all_is_done(tmp_path: Path) 
 
 @pytest.mark.usefixtures("small_suite")
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*arguments: object) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ditzoo.bench.run_quick", interrupted)

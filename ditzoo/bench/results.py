@@ -144,8 +144,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def now() -> str:
+    """The time, UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def provenance(device: str) -> dict[str, Any]:
-    """Versions, commit, source digest, machine and time: the entries of a row that say where it comes from."""
+    """Versions, commit, source digest and machine: the entries of a row that say where it comes from."""
     import torch
 
     machine = {
@@ -165,7 +170,6 @@ def provenance(device: str) -> dict[str, Any]:
         "commit": _commit(),
         "source_digest": _source_digest(),
         "machine": machine,
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

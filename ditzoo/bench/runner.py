@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ditzoo import registry
 from ditzoo.bench.measure import measure_memory, measure_size, measure_speed, new_model
-from ditzoo.bench.results import ResultRow, Value, provenance, read_rows, write_atomically, write_row
+from ditzoo.bench.results import ResultRow, Value, now, provenance, read_rows, write_atomically, write_row
 from ditzoo.bench.suites import QUICK, QuickSuite
+from ditzoo.bench.workers import Progress, one_thread, run_jobs
 from ditzoo.data import load_digits_split, to_uint8
 from ditzoo.diffusion import GaussianDiffusion, ddim_sample, guide, sample_noise
 from ditzoo.metrics import FeatureStatistics, FrechetDistance
@@ -27,9 +28,6 @@ from ditzoo.train import train
 
 RESULTS = "results.jsonl"
 REAL, UNTRAINED = "real digits", "untrained"
-
-#: (stage, done, total): called often; a stage ends with done == total
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -114,20 +112,29 @@ def prepare_quick(
     return run
 
 
-def run_quick(run: QuickRun, progress: Progress = lambda stage, done, total: None) -> None:
+def run_quick(
+    run: QuickRun, progress: Progress = lambda stage, done, total: None, *, num_workers: int | None = 0
+) -> None:
     """Do what is not done yet. May be interrupted at any moment: prepare the same run again, and it goes on.
 
     Every model trains on the same number of images in the same order with the same draws, and is sampled with its
-    averaged weights from the same noise at the same guidance scale.
+    averaged weights from the same noise at the same guidance scale. On a CPU each trains with one thread, whatever
+    the number of workers, so that the samples do not depend on it.
+
+    Args:
+        run: from `prepare_quick`.
+        progress: called with stage, done and total.
+        num_workers: processes that train models side by side on a CPU; None takes one a core, 0 none. A script that
+            asks for workers must guard its entry with `if __name__ == "__main__"`.
     """
     judge = _Judge(run.suite.num_samples)
     if REAL not in run.rows:
-        images, labels = judge.real_images()
-        _finish(run, REAL, images, labels, {}, judge)
+        _finish(run, REAL, *judge.real_images(), {}, judge)
     if UNTRAINED not in run.rows:
         model = new_model(run.models[0], run.seed, run.device)
-        images, labels = sample_digits(run, model, run.suite.recipe_for(model), f"sample {UNTRAINED}", progress)
-        _finish(run, UNTRAINED, images, labels, {}, judge)
+        with one_thread():
+            samples = sample_digits(run.suite, model, run.suite.recipe_for(model), f"sample {UNTRAINED}", progress)
+        _finish(run, UNTRAINED, *samples, {}, judge)
     models = {name: new_model(name, run.seed, run.device) for name in run.models if name not in run.rows}
     recipes = {name: run.suite.recipe_for(model) for name, model in models.items()}
     speeds = {}
@@ -135,68 +142,78 @@ def run_quick(run: QuickRun, progress: Progress = lambda stage, done, total: Non
         speeds = measure_speed(
             recipes, run.suite, run.device, lambda done, total: progress("measure speed", done, total)
         )
-    for name, model in models.items():
-        values = {
-            **measure_size(name),
-            **speeds[name],
-            **measure_memory(name, recipes[name], run.suite, run.device),
-        }
-        images, labels, training = _train_and_sample(run, name, model, recipes[name], progress)
-        _finish(run, name, images, labels, {**values, **training}, judge)
-
-
-def _train_and_sample(
-    run: QuickRun, name: str, model: DiffusionTransformer, recipe: Recipe, progress: Progress
-) -> tuple[Tensor, Tensor, dict[str, Value]]:
-    """Samples of the trained model, their labels, and what training has to tell."""
-    digits = load_digits_split("train")
-    total = run.suite.train.num_images
-    trained = train(
-        model,
-        digits.images,
-        digits.labels,
-        recipe,
-        run.suite.train,
-        callback=lambda seen: progress(f"train {name}", seen, total),
-    )
-    images, labels = sample_digits(run, trained.ema, recipe, f"sample {name}", progress)
     values = {
-        "training_time": Value(trained.seconds, "s"),
+        name: {**measure_size(name), **speeds[name], **measure_memory(name, recipe, run.suite, run.device)}
+        for name, recipe in recipes.items()
+    }
+    if num_workers is None:
+        num_workers = torch.get_num_threads()
+    if run.device != "cpu" or len(models) < 2:
+        num_workers = 0
+    jobs = [(run.suite, name, run.device) for name in models]
+    # The longest first, so that no worker ends alone.
+    jobs.sort(key=lambda job: values[job[1]]["train_throughput"].value)
+    for (_, name, _), (pixels, labels, training) in run_jobs(train_and_sample, jobs, num_workers, progress):
+        samples = torch.from_numpy(pixels), torch.from_numpy(labels)
+        _finish(run, name, *samples, {**values[name], **training}, judge)
+
+
+def train_and_sample(
+    suite: QuickSuite, name: str, device: str, progress: Progress
+) -> tuple[np.ndarray, np.ndarray, dict[str, Value]]:
+    """Samples of a trained model, their labels, and what training has to tell: one job of a worker."""
+    model = new_model(name, suite.train.seed, device)
+    recipe = suite.recipe_for(model)
+    digits = load_digits_split("train")
+    total = suite.train.num_images
+    with one_thread():
+        trained = train(
+            model,
+            digits.images,
+            digits.labels,
+            recipe,
+            suite.train,
+            callback=lambda seen: progress(f"train {name}", seen, total),
+        )
+        pixels, labels = sample_digits(suite, trained.ema, recipe, f"sample {name}", progress)
+    told = {
+        "training_time": Value(trained.seconds, "s, on a CPU with one thread and other models training beside"),
         "final_loss": Value(float(np.mean(trained.losses[-50:])), "squared error a pixel, summed over passes"),
     }
-    return images, labels, values
+    return pixels.numpy(), labels.numpy(), told
 
 
 @torch.inference_mode()
 def sample_digits(
-    run: QuickRun, model: DiffusionTransformer, recipe: Recipe, stage: str, progress: Progress
+    suite: QuickSuite, model: DiffusionTransformer, recipe: Recipe, stage: str, progress: Progress
 ) -> tuple[Tensor, Tensor]:
-    """Guided samples (N, C, H, W) in [-1, 1] and their labels, as many of each class, on the CPU."""
+    """Guided samples (N, C, H, W) uint8 and their labels (N,), as many of each class, on the CPU."""
     model.eval()
     process = GaussianDiffusion(recipe)
     guided = guide(model, recipe.guidance, model.null_label, num_train_timesteps=recipe.num_train_timesteps)
     shape = (model.in_channels, model.input_size, model.input_size)
-    count, steps = run.suite.num_samples, recipe.num_inference_steps
+    count, steps = suite.num_samples, recipe.num_inference_steps
     labels = torch.arange(count) % model.num_classes
     batches = []
-    for start in range(0, count, run.suite.sample_batch_size):
-        chosen = range(start, min(start + run.suite.sample_batch_size, count))
+    for start in range(0, count, suite.sample_batch_size):
+        chosen = range(start, min(start + suite.sample_batch_size, count))
 
         def report(step: int, chosen: range = chosen) -> None:
             progress(stage, chosen.start * steps + step * len(chosen), count * steps)
 
-        noise = sample_noise(run.seed, chosen, shape).to(run.device)
-        y = labels[chosen.start : chosen.stop].to(run.device)
+        noise = sample_noise(suite.train.seed, chosen, shape).to(model.device)
+        y = labels[chosen.start : chosen.stop].to(model.device)
         batches.append(ddim_sample(guided, process, noise, y, num_inference_steps=steps, callback=report))
-    return torch.cat(batches).clamp(-1, 1).cpu(), labels
+    return to_uint8(torch.cat(batches).cpu()), labels
 
 
 class _Judge:
-    """Frechet distance and accuracy of images, by the digits classifier against the held-out digits."""
+    """Frechet distance and accuracy of 8-bit images, by the digits classifier against the held-out digits: what is
+    judged is what is saved."""
 
     def __init__(self, num_samples: int) -> None:
         self.classifier = load_digits_classifier()
-        self.reference = self._statistics(load_digits_split("test").images)
+        self.reference = self._statistics(self._normalized(to_uint8(load_digits_split("test").images)))
         self.num_samples = num_samples
 
     def real_images(self) -> tuple[Tensor, Tensor]:
@@ -204,12 +221,18 @@ class _Judge:
         images, labels = load_digits_split("train")
         members = [(labels == label).nonzero().flatten()[: self.num_samples // 10] for label in range(10)]
         chosen = torch.stack(members, dim=1).flatten()  # labels 0, 1, ..., 9, 0, 1, ... like the samples
-        return images[chosen], labels[chosen]
+        return to_uint8(images[chosen]), labels[chosen]
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[FrechetDistance, float]:
+    def __call__(self, pixels: Tensor, labels: Tensor) -> tuple[FrechetDistance, float]:
+        images = self._normalized(pixels)
         distance = FrechetDistance.between(self._statistics(images), self.reference, name="held-out digits")
         accuracy = (self.classifier(images).argmax(1) == labels).double().mean().item()
         return distance, accuracy
+
+    @staticmethod
+    def _normalized(pixels: Tensor) -> Tensor:
+        """uint8 as float32 in [-1, 1]."""
+        return pixels.float() / 127.5 - 1
 
     def _statistics(self, images: Tensor) -> FeatureStatistics:
         return FeatureStatistics.from_features(self.classifier.features(images), extractor=DIGITS_EXTRACTOR)
@@ -241,10 +264,10 @@ def _blank_row(run: QuickRun, name: str) -> ResultRow:
 
 
 def _finish(
-    run: QuickRun, name: str, images: Tensor, labels: Tensor, values: Mapping[str, Value], judge: _Judge
+    run: QuickRun, name: str, pixels: Tensor, labels: Tensor, values: Mapping[str, Value], judge: _Judge
 ) -> None:
-    """Judge images, save them, and then the row: a row on disk has its samples beside it."""
-    distance, accuracy = judge(images, labels)
+    """Judge images (N, C, H, W), save them, and then the row: a row on disk has its samples beside it."""
+    distance, accuracy = judge(pixels, labels)
     row = replace(
         _blank_row(run, name),
         frechet={
@@ -258,10 +281,12 @@ def _finish(
             "accuracy": Value(accuracy, "share of samples classified as their label"),
             **values,
         },
+        finished_at=now(),
     )
     buffer = io.BytesIO()
-    pixels = to_uint8(images).permute(0, 2, 3, 1).numpy()  # (N, H, W, C)
-    np.savez_compressed(buffer, arr_0=pixels, labels=labels.numpy(), recipe=json.dumps(row.recipe))
+    np.savez_compressed(
+        buffer, arr_0=pixels.permute(0, 2, 3, 1).numpy(), labels=labels.numpy(), recipe=json.dumps(row.recipe)
+    )
     write_atomically(run.samples_path(name), buffer.getvalue())
     write_row(run.out / RESULTS, row)
     run.rows[name] = row

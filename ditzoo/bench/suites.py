@@ -18,13 +18,13 @@ class QuickSuite:
     pattern: str = "*_ti_2"
     """names of the models that run by default"""
     train: TrainOptions = field(
-        default_factory=lambda: TrainOptions(num_images=40_000, learning_rate=4e-3, ema_decay=0.99)
+        default_factory=lambda: TrainOptions(num_images=48_000, batch_size=16, learning_rate=4e-3, ema_decay=0.99)
     )
     recipe: Recipe = field(
         default_factory=lambda: Recipe(
             prediction="v_prediction",
             schedule="cosine",
-            guidance=Guidance(scale=1.5),
+            guidance=Guidance(scale=1.75),
             sampler="ddim",
             num_inference_steps=25,
         )

@@ -63,7 +63,7 @@ def random_token_mask(
         ValueError: for a ratio that leaves no token or is negative, or noise of another shape.
     """
     num_keep = int(num_tokens * (1 - mask_ratio))
-    if not (0 < num_keep <= num_tokens):
+    if mask_ratio < 0 or num_keep < 1:
         raise ValueError(
             f"mask_ratio {float(mask_ratio)} keeps {num_keep} of {num_tokens} tokens; it must be at least 0 "
             "and leave one token or more."

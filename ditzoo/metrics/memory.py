@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,8 +50,23 @@ def _cuda_peak(function: Callable[[], object], device: torch.device) -> int:
     return max(0, torch.cuda.max_memory_allocated(device) - before)
 
 
+@contextmanager
+def _native_stderr_silenced() -> Iterator[None]:
+    """The profiler's library logs each start, and the lack of a GPU as an error, past Python's `sys.stderr`."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
 def _cpu_peak(function: Callable[[], object]) -> int:
-    with torch.autograd.profiler.profile(use_cpu=True, profile_memory=True) as profiler:
+    with _native_stderr_silenced(), torch.autograd.profiler.profile(use_cpu=True, profile_memory=True) as profiler:
         function()
     results = profiler.kineto_results
     assert results is not None, "the profiler has results once its block has ended"

@@ -35,17 +35,17 @@ class DiffusionTransformer(nn.Module):
 
     Options that every family has, under the same names:
 
-        input_size: side S of the square input that the model is made for; others run as well.
-        patch_size: side p of a patch; divides `input_size`.
-        in_channels: C.
-        hidden_size: D, divisible by `num_heads` and by 4.
-        depth: number of transformer blocks, as the family's paper counts them.
-        num_heads: attention heads.
-        mlp_ratio: width of the feed-forward layer over D.
-        num_classes: real classes; 0 makes an unconditional model, which takes no `y`.
-        class_dropout_prob: how often training replaces the label by the null label. Above 0 the model owns
-            the null label `num_classes`; at 0 it has none, and cannot be guided.
-        learn_sigma: predict a variance as well: `out_channels` is 2C, prediction first.
+    - `input_size`: side S of the square input that the model is made for; others run as well.
+    - `patch_size`: side p of a patch; divides `input_size`.
+    - `in_channels`: C.
+    - `hidden_size`: D, divisible by `num_heads` and by 4.
+    - `depth`: number of transformer blocks, as the family's paper counts them.
+    - `num_heads`: attention heads.
+    - `mlp_ratio`: width of the feed-forward layer over D.
+    - `num_classes`: real classes; 0 makes an unconditional model, which takes no `y`.
+    - `class_dropout_prob`: how often training replaces the label by the null label. Above 0 the model owns the null
+      label `num_classes`; at 0 it has none, and cannot be guided.
+    - `learn_sigma`: predict a variance as well: `out_channels` is 2C, prediction first.
 
     Args:
         arguments: the subclass's own constructor arguments, as `locals()` holds them at its first line. They
@@ -190,7 +190,10 @@ class DiffusionTransformer(nn.Module):
         """Run `forward` and keep the tokens after the blocks asked for.
 
         Args:
-            x, t, y, mask: as `forward`.
+            x: (B, C, H, W), as `forward`.
+            t: (B,), as `forward`.
+            y: (B,) labels, as `forward`.
+            mask: as `forward`.
             indices: blocks by number in order of execution (negative ones count from the end) or by name
                 as `block_names()` gives it; all of them where None.
 
@@ -318,13 +321,18 @@ def zero_parameters(*modules: nn.Module) -> None:
             nn.init.zeros_(parameter)
 
 
+def check_integer(name: str, option: str, value: object) -> None:
+    """Refuse what is no whole number, True and 2.0 included."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: {option} must be an integer, got {value!r}.")
+
+
 def _check_config(name: str, config: Mapping[str, Any]) -> None:
     """Refuse sizes no network can have, before any memory is asked for."""
     positive = ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads")
     for option in (*positive, "num_classes"):
         value, least = config[option], 0 if option == "num_classes" else 1
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name}: {option} must be an integer, got {value!r}.")
+        check_integer(name, option, value)
         if value < least:
             raise ValueError(f"{name}: {option} must be at least {least}, got {value}.")
     if not config["mlp_ratio"] > 0:

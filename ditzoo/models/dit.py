@@ -90,13 +90,13 @@ CHECKPOINTS = {
     "dit_xl_2": {
         "in256": Checkpoint(
             config={"input_size": 32},
-            source="https://huggingface.co/facebook/DiT-XL-2-256",
+            source="https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt",
             licence=_LICENCE,
             data="ImageNet-1k at 256x256",
         ),
         "in512": Checkpoint(
             config={"input_size": 64},
-            source="https://huggingface.co/facebook/DiT-XL-2-512",
+            source="https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-512x512.pt",
             licence=_LICENCE,
             data="ImageNet-1k at 512x512",
         ),
@@ -109,7 +109,7 @@ FAMILY = Family(
     summary="A plain vision transformer conditioned through adaptive layer norm (adaLN-Zero).",
     paper="Scalable Diffusion Models with Transformers, arXiv:2212.09748",
     architectures=[
-        Architecture("dit_ti_2", DiT, {**TINY, "depth": 3, "hidden_size": 96, "num_heads": 4}, ours=True),
+        Architecture("dit_ti_2", DiT, {**TINY, "depth": 4, "hidden_size": 64, "num_heads": 4}, ours=True),
         *(
             Architecture(
                 name := f"dit_{size}_{patch_size}",

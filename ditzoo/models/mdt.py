@@ -31,6 +31,7 @@ from ditzoo.models.base import (
     Checkpoint,
     DiffusionTransformer,
     Family,
+    check_integer,
     initialize_like_dit,
     zero_parameters,
 )
@@ -75,6 +76,7 @@ class _MaskedDiffusionTransformer(DiffusionTransformer):
         name = type(self).__name__
         if self.mask_ratio is not None and not 0 <= self.mask_ratio < 1:
             raise ValueError(f"{name}: mask_ratio must be None or in [0, 1), got {self.mask_ratio}.")
+        check_integer(name, "decode_layer", self.decode_layer)
         if not 1 <= self.decode_layer <= self.depth:
             raise ValueError(f"{name}: decode_layer must be from 1 to depth ({self.depth}), got {self.decode_layer}.")
         tokens, hidden_size = self.num_tokens(), self.hidden_size
@@ -263,7 +265,7 @@ def _architecture(name: str, model_cls: type[DiffusionTransformer], **config: An
     return Architecture(name, model_cls, config, checkpoints=CHECKPOINTS.get(name, {}))
 
 
-_TINY = {**TINY, "hidden_size": 64, "depth": 4, "num_heads": 4, "decode_layer": 2}
+_TINY = {**TINY, "hidden_size": 64, "depth": 3, "num_heads": 4, "decode_layer": 1}
 FAMILY = Family(
     name="mdt",
     title="MDT",

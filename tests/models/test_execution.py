@@ -169,7 +169,7 @@ def test_export_gives_the_same_numbers_for_any_batch(name, masked):
     model = lively(name).eval()
     given, mask = inputs(model, 3), masks(model, masked, 3)
     batch = torch.export.Dim("batch", min=2, max=64)
-    shapes = dict.fromkeys("xty", {0: batch})
+    shapes = {key: {0: batch} for key in "xty"}
     if masked:
         shapes["mask"] = TokenMask(*[{0: batch}] * 3)
     program = torch.export.export(model, given, mask, dynamic_shapes=shapes)
@@ -195,13 +195,21 @@ def test_labels_without_values_are_not_looked_at(name):
     assert model(x, t, y + 1000).shape == x.shape
 
 
+def small(name):
+    """Three blocks are enough to compile, and as few as hold every kind."""
+    return lively(name, depth=3, **({"decode_layer": 1} if name in MASKED else {}))
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [(8, 8), (12, 16)])
 @pytest.mark.parametrize(("name", "masked"), PASSES)
-def test_compiling_the_whole_graph_gives_the_same_numbers_and_gradients(name, masked):
+def test_the_whole_graph_is_captured_with_its_gradients(name, masked, size):
     torch._dynamo.reset()
-    model = lively(name)
-    given, mask = inputs(model), masks(model, masked)
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
+    model = small(name)
+    model.set_grad_checkpointing(size != (8, 8))
+    given = inputs(model, 2, *size)
+    mask = {"mask": random_token_mask(2, model.num_tokens(*size), 0.3)} if masked else {}
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
     output, expected = compiled(*given, **mask), model(*given, **mask)
     assert relative_error(output, expected) < 1e-5
     output.square().sum().backward()
@@ -214,18 +222,13 @@ def test_compiling_the_whole_graph_gives_the_same_numbers_and_gradients(name, ma
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
-def test_compiling_works_checkpointed_and_at_another_size(name):
+def test_compiled_code_gives_the_same_numbers(name):
     torch._dynamo.reset()
-    model = lively(name)
-    model.set_grad_checkpointing()
-    given = inputs(model, 2, 12, 16)
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
-    output, expected = compiled(*given), model(*given)
-    assert relative_error(output, expected) < 1e-5
-    output.square().sum().backward()
-    expected.square().sum().backward()
-    ours, theirs = (m.get_submodule(m.block_names()[0]).attn.qkv.weight.grad for m in (compiled, model))
-    assert relative_error(ours, theirs) < 1e-4
+    model = small(name).eval()
+    given = inputs(model)
+    with torch.no_grad():
+        output = torch.compile(copy.deepcopy(model), fullgraph=True)(*given)
+        assert relative_error(output, model(*given)) < 1e-5
 
 
 def test_models_are_created_on_the_default_device():

@@ -57,6 +57,4 @@ def test_tiny_models_are_tiny(name):
 
 
 def test_every_family_has_a_tiny_model():
-    assert {ditzoo.model_info(name).family for name in TINY} == set(
-        ditzoo.list_families()
-    )
+    assert {ditzoo.model_info(name).family for name in TINY} == set(ditzoo.list_families())

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from ditzoo import random_token_mask
 from ditzoo.layers import RelativePositionBias
-from ditzoo.models import DiffiT, DiT
 from tests.golden_cases import relative_error
 from tests.zoo import MASKED, TINY, inputs, lively
 
@@ -37,7 +36,7 @@ def made_for(model, grid):
     """A copy that has the expected tables for `grid` as its own and takes them as they are."""
     other, old = copy.deepcopy(model), model.grid
     other.grid = grid
-    if isinstance(model, DiT | DiffiT):  # frozen: computed anew, with coordinates scaled to the trained grid
+    if not model.pos_embed.requires_grad:  # frozen: computed anew, with coordinates scaled to the trained grid
         scale = old[0] / grid[0], old[1] / grid[1]
         other.pos_embed.data = sincos(model.hidden_size, *grid, scale)
     else:  # learned: bicubic, extra tokens untouched

@@ -1,0 +1,123 @@
+"""Who may import whom: each room of the house only those below it."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import ditzoo
+
+PACKAGE = Path(ditzoo.__file__).parent
+#: From the bottom up; each may import those before it.
+STOREYS = ["layers", "models", "registry", "weights", "pipeline", "train", "bench", "cli"]
+#: They work on callables and tensors, and import none of the storeys.
+BASEMENT = ["data", "recipe", "diffusion", "metrics"]
+#: The calls that go up, each by an import inside one function.
+UPWARD = {("registry", "weights"), ("models", "weights"), ("metrics", "registry")}
+#: Imported inside the function that needs them.
+OPTIONAL = {
+    *("accelerate", "datasets", "diffusers", "matplotlib", "sklearn", "timm", "torch_fidelity", "torchdiffeq"),
+    *("torchvision",),
+}
+
+
+class Import(NamedTuple):
+    module: str
+    in_function: bool
+    for_types: bool  # under `if TYPE_CHECKING:`, so never executed
+
+
+def imports(source: str) -> Iterator[Import]:
+    """Every import in a source file; `from a import b` counts as `a.b`."""
+
+    def walk(node: ast.AST, *where: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            inside = (
+                where[0] or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda),
+                where[1] or (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"),
+            )
+            if isinstance(child, ast.Import):
+                yield from (Import(alias.name, *inside) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, "a relative import"
+                yield from (Import(f"{child.module}.{alias.name}", *inside) for alias in child.names)
+            yield from walk(child, *inside)
+
+    return walk(ast.parse(source), False, False)
+
+
+def room(module: str) -> str | None:
+    """The room that a dotted name of ditzoo belongs to; None for the front door and for other packages."""
+    package, _, rest = module.partition(".")
+    if package != "ditzoo" or rest in ("", "__version__"):
+        return None
+    if rest in ditzoo._PUBLIC:  # `from ditzoo import create` reaches into the registry
+        return room(ditzoo._PUBLIC[rest])
+    return rest.partition(".")[0]
+
+
+def forbidden(home: str, found: Import) -> bool:
+    goal = room(found.module)
+    if goal in (None, home) or goal in BASEMENT:
+        return False
+    if (home, goal) in UPWARD:
+        return not found.in_function
+    if home in BASEMENT:
+        return True
+    return STOREYS.index(goal) > STOREYS.index(home)
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+FRONT_DOOR = {PACKAGE / "__init__.py", PACKAGE / "__main__.py"}
+
+
+def home_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_every_room_has_its_place():
+    rooms = {home_of(path) for path in FILES if path not in FRONT_DOOR}
+    assert rooms <= {*STOREYS, *BASEMENT}
+    assert {"layers", "models", "registry", *BASEMENT} <= rooms
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_rooms_import_only_what_is_below(path):
+    if path in FRONT_DOOR:
+        wrong = [found for found in imports(path.read_text()) if found.module == "ditzoo"]
+    else:
+        wrong = [found for found in imports(path.read_text()) if forbidden(home_of(path), found)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_optional_packages_are_imported_inside_functions(path):
+    outside = [i.module for i in imports(path.read_text()) if not (i.in_function or i.for_types)]
+    assert [module for module in outside if module.partition(".")[0] in OPTIONAL] == []
+
+
+@pytest.mark.parametrize(
+    ("home", "line", "wrong"),
+    [
+        ("layers", "from ditzoo.models import DiT", True),
+        ("models", "from ditzoo.layers import Mlp", False),
+        ("models", "from ditzoo import registry", True),
+        ("models", "from ditzoo import create", True),
+        ("models", "from ditzoo import random_token_mask", False),
+        ("models", "import ditzoo.train.loop", True),
+        ("metrics", "from ditzoo import registry", True),
+        ("metrics", "def f():\n    from ditzoo import registry", False),
+        ("metrics", "def f():\n    from ditzoo.models import DiT", True),
+        ("registry", "def f():\n    from ditzoo.weights import fetch", False),
+        ("registry", "from ditzoo.weights import fetch", True),
+        ("diffusion", "from ditzoo.recipe import Recipe", False),
+        ("data", "if True:\n    from ditzoo.layers import Mlp", True),
+        ("train", "def f():\n    from ditzoo import bench", True),
+        ("bench", "from ditzoo import __version__", False),
+        ("cli", "import torch", False),
+    ],
+)
+def test_the_rule_itself(home, line, wrong):
+    assert any(forbidden(home, found) for found in imports(line)) == wrong
