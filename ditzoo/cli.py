@@ -33,28 +33,23 @@ def list_command(pattern: str | None, family: str | None, pretrained: bool) -> N
     names = registry.list_models(pattern, family=family, pretrained=pretrained or None)
     if not names:
         raise ValueError(f"no model matches {pattern!r}; `ditzoo list` shows all.")
-    rows = []
-    for name in names:
-        info = registry.model_info(name)
-        config = info.config
-        size = f"{config['in_channels']}x{config['input_size']}x{config['input_size']}"
-        params = f"{info.num_params / 1e6:.1f}"
-        tags = info.licence if info.licence else " ".join(info.tags)
-        rows.append(
-            (
-                name + ("*" if info.ours else ""),
-                info.family,
-                params,
-                str(config["depth"]),
-                str(config["hidden_size"]),
-                size,
-                tags or "",
-            )
+    facts = [registry.model_info(name) for name in names]
+    tagged = "." in names[0]
+    rows = [
+        (
+            info.name,
+            info.family,
+            f"{info.num_params / 1e6:.1f}",
+            str(info.config["depth"]),
+            str(info.config["hidden_size"]),
+            "{in_channels}x{input_size}x{input_size}".format(**info.config),
+            "ours" if info.ours else "paper",
+            (info.licence or "") if tagged else " ".join(info.tags),
         )
-    last = "licence of the weights" if rows and "." in names[0] else "published weights"
-    _print_columns(("model", "family", "params M", "depth", "width", "input", last), rows)
-    if any(row[0].endswith("*") for row in rows):
-        click.echo("* a size of ours: no paper has it")
+        for info in facts
+    ]
+    last = "licence of the weights" if tagged else "published weights"
+    _print_columns(("model", "family", "params M", "depth", "width", "input", "size of", last), rows)
 
 
 @cli.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -11,6 +12,7 @@ Schedule = Literal["linear", "scaled_linear", "cosine"]
 GuidanceConvention = Literal["dit", "uvit"]
 GuidanceSchedule = Literal["constant", "power_cosine"]
 Sampler = Literal["ddim"]
+Weights = Literal["ema", "raw"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class Guidance:
     def __post_init__(self) -> None:
         _check_choice("convention", self.convention, GuidanceConvention)
         _check_choice("guidance schedule", self.schedule, GuidanceSchedule)
+        if not math.isfinite(self.scale):
+            raise ValueError(f"guidance scale must be a finite number, got {self.scale}.")
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"guided channels must be 1 or more, or None for all, got {self.channels}.")
 
@@ -64,13 +68,18 @@ class Recipe:
     """least part of the tokens hidden in MDT's second training pass; None trains with one pass"""
     mask_ratio_spread: float = 0.0
     """MDTv2 draws the ratio from [mask_ratio, mask_ratio + mask_ratio_spread) once a step"""
-    weights: Literal["ema", "raw"] = "ema"
+    weights: Weights = "ema"
     """which weights are sampled from: the moving average of training, or its last step"""
 
     def __post_init__(self) -> None:
         _check_choice("prediction", self.prediction, Prediction)
         _check_choice("schedule", self.schedule, Schedule)
         _check_choice("sampler", self.sampler, Sampler)
+        _check_choice("weights", self.weights, Weights)
+        if not isinstance(self.guidance, Guidance):
+            raise TypeError(
+                f"guidance must be a Guidance, got {self.guidance!r}; Recipe.from_dict() takes plain dicts."
+            )
         if self.num_train_timesteps < 1:
             raise ValueError(f"num_train_timesteps must be 1 or more, got {self.num_train_timesteps}.")
         if not 1 <= self.num_inference_steps <= self.num_train_timesteps:
@@ -94,10 +103,13 @@ class Recipe:
         Raises:
             ValueError: for a key that no recipe has, or a value out of range.
         """
-        unknown = set(values) - {f.name for f in fields(cls)}
+        guidance = values.get("guidance", {})
+        unknown = set(values) - {f.name for f in fields(cls)} | set(guidance) - {f.name for f in fields(Guidance)}
         if unknown:
             raise ValueError(f"unknown recipe entries: {', '.join(sorted(unknown))}.")
-        return cls(**{**values, "guidance": Guidance(**values.get("guidance", {}))})
+        if missing := {"prediction", "schedule"} - set(values):
+            raise ValueError(f"a recipe needs {' and '.join(sorted(missing))}.")
+        return cls(**{**values, "guidance": Guidance(**guidance)})
 
 
 def _check_choice(what: str, value: object, choices: object) -> None:

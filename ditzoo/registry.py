@@ -182,7 +182,8 @@ def register_model(
         raise ValueError(
             f"{name!r} is already registered, as {_ENTRIES[name].architecture.model_cls.__name__}; choose another name."
         )
-    if not (isinstance(model_cls, type) and issubclass(model_cls, DiffusionTransformer)):
+    concrete = isinstance(model_cls, type) and model_cls is not DiffusionTransformer
+    if not (concrete and issubclass(model_cls, DiffusionTransformer)):
         raise TypeError(f"{model_cls!r} is no subclass of ditzoo.models.DiffusionTransformer.")
     _check_options(name, model_cls, config or {})
     _ENTRIES[name] = _Entry(Architecture(name, model_cls, dict(config or {}), ours=True), family, paper)
@@ -190,6 +191,8 @@ def register_model(
 
 def _resolve(name: str) -> tuple[_Entry, Checkpoint | None]:
     """The entry and, where the name carries a tag, its checkpoint."""
+    if not isinstance(name, str):
+        raise TypeError(f"a model name is a string, got {name!r}.")
     bare, dot, tag = name.partition(".")
     if bare not in _ENTRIES:
         raise ValueError(

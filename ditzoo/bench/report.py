@@ -123,11 +123,22 @@ def comparison_figure(run: QuickRun) -> Figure:
     """GMACs against Frechet distance, one labelled point a model, with both reference rows as lines."""
     figure = _new_figure(7.2, 4.6)
     axes = figure.add_subplot()
-    rows = [row for row in sorted_rows(run) if row.kind == "model"]
+    rows = [row for row in run.rows.values() if row.kind == "model"]
+    rows.sort(key=lambda row: row.values["gmacs"].value)
     points = [(row.values["gmacs"].value, row.values["frechet_distance"].value) for row in rows]
     for place, (row, (x, y)) in enumerate(zip(rows, points, strict=True)):
         axes.scatter(x, y, s=70, color=f"C{place}", zorder=3)
-        axes.annotate(row.name, (x, y), textcoords="offset points", xytext=_label_offset(points, place), fontsize=10)
+        # Labels of neighbours would overlap on one side: they alternate between above and below.
+        above = 9 if place % 2 == 0 else -9
+        axes.annotate(
+            row.name,
+            (x, y),
+            textcoords="offset points",
+            xytext=(0, above),
+            ha="center",
+            va="bottom" if above > 0 else "top",
+            fontsize=10,
+        )
     for name, style in ((REAL, "--"), (UNTRAINED, ":")):
         if name in run.rows:
             height = run.rows[name].values["frechet_distance"].value
@@ -151,13 +162,6 @@ def comparison_figure(run: QuickRun) -> Figure:
     )
     axes.grid(visible=True, which="major", alpha=0.25)
     return figure
-
-
-def _label_offset(points: list[tuple[float, float]], place: int) -> tuple[int, int]:
-    """Right of the point, and below it where a neighbour sits just above in the plot."""
-    x, y = points[place]
-    crowded = any(abs(a - x) < 0.1 * x and y < b < 1.5 * y for a, b in points)
-    return (9, -12) if crowded else (9, 4)
 
 
 def samples_figure(run: QuickRun, rows_each: int = 4) -> Figure:

@@ -54,8 +54,16 @@ def training_loss(
     mask: object = None,
 ) -> Tensor:
     """The loss of a step, a scalar: the plain pass and, where `mask` is given, MDT's masked one, each weighted 1
-    (section 3.4 of arXiv:2303.14389). Arguments as `denoising_loss`, with one set of draws a pass."""
+    (section 3.4 of arXiv:2303.14389). Arguments as `denoising_loss`, with one set of draws a pass.
+
+    Raises:
+        ValueError: for another number of draws than passes.
+    """
     masks = [None] if mask is None else [None, mask]
+    if len(passes) != len(masks):
+        raise ValueError(
+            f"{len(passes)} sets of draws for {len(masks)} passes; call draw_training(..., num_passes={len(masks)})."
+        )
     losses = [
         denoising_loss(
             model,

@@ -16,7 +16,17 @@ def make_betas(schedule: Schedule, num_timesteps: int) -> Tensor:
 
     `"linear"` is DDPM's (arXiv:2006.11239) stretched to T steps, `"scaled_linear"` Stable Diffusion's, and
     `"cosine"` eq. 17 of arXiv:2102.09672.
+
+    Raises:
+        ValueError: for an unknown schedule, or so few steps that a variance leaves (0, 1).
     """
+    betas = _betas(schedule, num_timesteps) if num_timesteps > 0 else torch.ones(1)
+    if not ((betas > 0) & (betas < 1)).all():
+        raise ValueError(f"{num_timesteps} timesteps are too few for the {schedule} schedule; the papers use 1000.")
+    return betas
+
+
+def _betas(schedule: Schedule, num_timesteps: int) -> Tensor:
     if schedule == "linear":
         stretch = 1000 / num_timesteps
         return torch.linspace(1e-4 * stretch, 0.02 * stretch, num_timesteps, dtype=torch.float64)

@@ -151,7 +151,9 @@ class DiffusionTransformer(nn.Module):
 
     def num_tokens(self, height: int | None = None, width: int | None = None) -> int:
         """Patch tokens of one input of the given size in pixels or latents (default: `input_size`)."""
-        rows, columns = self.token_grid(height or self.input_size, width or self.input_size)
+        rows, columns = self.token_grid(
+            self.input_size if height is None else height, self.input_size if width is None else width
+        )
         return rows * columns
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
@@ -161,7 +163,7 @@ class DiffusionTransformer(nn.Module):
             ValueError: where the patch size does not divide the input.
         """
         p = self.patch_size
-        if height % p or width % p:
+        if height < 1 or width < 1 or height % p or width % p:
             raise ValueError(
                 f"input of {height}x{width} is not divisible by patch_size {p}; the nearest size that is: "
                 f"{max(p, round(height / p) * p)}x{max(p, round(width / p) * p)}."
@@ -248,6 +250,8 @@ class DiffusionTransformer(nn.Module):
                 "in_channels=... for another channel count."
             )
         batch = x.shape[0]
+        if not isinstance(t, Tensor):
+            raise TypeError(f"t must be a tensor of one time a sample, got {t!r}.")
         if t.ndim != 1 or t.shape[0] != batch:
             raise ValueError(f"t has shape {tuple(t.shape)}; give one time a sample: ({batch},).")
         grid = self.token_grid(x.shape[2], x.shape[3])
@@ -335,8 +339,13 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
         check_integer(name, option, value)
         if value < least:
             raise ValueError(f"{name}: {option} must be at least {least}, got {value}.")
-    if not config["mlp_ratio"] > 0:
-        raise ValueError(f"{name}: mlp_ratio must be above 0, got {config['mlp_ratio']}.")
+    for option in ("mlp_ratio", "class_dropout_prob"):
+        if isinstance(config[option], bool) or not isinstance(config[option], int | float):
+            raise TypeError(f"{name}: {option} must be a number, got {config[option]!r}.")
+    if not isinstance(config["learn_sigma"], bool):
+        raise TypeError(f"{name}: learn_sigma must be True or False, got {config['learn_sigma']!r}.")
+    if int(config["hidden_size"] * config["mlp_ratio"]) < 1:
+        raise ValueError(f"{name}: mlp_ratio {config['mlp_ratio']} leaves the MLP no width; the families use 4.")
     if not 0 <= config["class_dropout_prob"] < 1:
         raise ValueError(f"{name}: class_dropout_prob must be in [0, 1), got {config['class_dropout_prob']}.")
     for option, divisor in (("input_size", "patch_size"), ("hidden_size", "num_heads")):

@@ -1,0 +1,92 @@
+"""Bad input that the tests of the single rooms do not cover: the error's type, the bad value, the remedy."""
+
+import pytest
+import torch
+
+import ditzoo
+from ditzoo.diffusion import GaussianDiffusion, draw_training, make_betas, training_loss
+from ditzoo.models import DiffusionTransformer
+from ditzoo.recipe import Guidance, Recipe
+
+RECIPE = Recipe(prediction="v_prediction", schedule="cosine")
+
+
+@pytest.mark.parametrize(("schedule", "steps"), [("linear", 10), ("linear", 20), ("cosine", 0), ("linear", -1)])
+def test_too_few_timesteps_are_refused(schedule: str, steps: int) -> None:
+    with pytest.raises(ValueError, match=f"{steps} timesteps are too few for the {schedule} schedule.*1000"):
+        make_betas(schedule, steps)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "text"),
+    [
+        ({"weights": "emma"}, ValueError, "unknown weights 'emma'; choose one of ema, raw"),
+        ({"guidance": {"scale": 2.0}}, TypeError, r"guidance must be a Guidance, got {'scale': 2.0}; Recipe.from_dict"),
+        ({"mask_ratio": -0.1}, ValueError, "mask_ratio -0.1"),
+        ({"mask_ratio": 0.9, "mask_ratio_spread": 0.2}, ValueError, r"mask_ratio 0.9 \(\+ up to 0.2\)"),
+    ],
+)
+def test_recipe_entries_out_of_range(values: dict[str, object], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        Recipe(**{"prediction": "epsilon", "schedule": "linear", **values})  # type: ignore[arg-type]
+
+
+def test_a_guidance_scale_must_be_finite() -> None:
+    with pytest.raises(ValueError, match="guidance scale must be a finite number, got nan"):
+        Guidance(scale=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"schedule": "linear"}, "a recipe needs prediction"),
+        ({"prediction": "epsilon", "schedule": "linear", "gidance": {}}, "unknown recipe entries: gidance"),
+        ({"prediction": "epsilon", "schedule": "linear", "guidance": {"scael": 1}}, "unknown recipe entries: scael"),
+    ],
+)
+def test_a_damaged_recipe_is_a_value_error(values: dict[str, object], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Recipe.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"learn_sigma": "yes"}, TypeError, "DiT: learn_sigma must be True or False, got 'yes'"),
+        ({"mlp_ratio": "4"}, TypeError, "DiT: mlp_ratio must be a number, got '4'"),
+        ({"class_dropout_prob": None}, TypeError, "DiT: class_dropout_prob must be a number, got None"),
+        ({"mlp_ratio": 0.001}, ValueError, "DiT: mlp_ratio 0.001 leaves the MLP no width"),
+        ({"mlp_ratio": -1.0}, ValueError, "DiT: mlp_ratio -1.0 leaves the MLP no width"),
+    ],
+)
+def test_constructor_options_of_the_wrong_kind(options: dict[str, object], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        ditzoo.create("dit_ti_2", **options)
+
+
+def test_a_name_that_is_no_string() -> None:
+    with pytest.raises(TypeError, match="a model name is a string, got 5"):
+        ditzoo.create(5)  # type: ignore[arg-type]
+
+
+def test_the_abstract_class_cannot_be_registered() -> None:
+    with pytest.raises(TypeError, match=r"is no subclass of ditzoo\.models\.DiffusionTransformer"):
+        ditzoo.register_model("nothing", DiffusionTransformer, family="dit")
+
+
+def test_a_time_that_is_no_tensor() -> None:
+    model = ditzoo.create("dit_ti_2")
+    with pytest.raises(TypeError, match="t must be a tensor of one time a sample, got 5"):
+        model(torch.zeros(1, 1, 8, 8), 5, torch.tensor([1]))
+
+
+def test_an_empty_input_has_no_tokens() -> None:
+    with pytest.raises(ValueError, match=r"input of 0x8 is not divisible by patch_size 2; .* 2x8"):
+        ditzoo.create("dit_ti_2").num_tokens(0, 8)
+
+
+def test_a_loss_needs_draws_for_each_of_its_passes() -> None:
+    draws = draw_training(0, [0], (1, 8, 8), num_timesteps=1000, num_passes=2)
+    model = ditzoo.create("dit_ti_2")
+    with pytest.raises(ValueError, match=r"2 sets of draws for 1 passes; .*num_passes=1"):
+        training_loss(model, GaussianDiffusion(RECIPE), torch.zeros(1, 1, 8, 8), torch.tensor([0]), draws)
