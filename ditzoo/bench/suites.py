@@ -24,7 +24,7 @@ class QuickSuite:
         default_factory=lambda: Recipe(
             prediction="v_prediction",
             schedule="cosine",
-            guidance=Guidance(scale=1.75),
+            guidance=Guidance(scale=1.5),
             sampler="ddim",
             num_inference_steps=25,
         )

@@ -186,7 +186,9 @@ FAMILY = Family(
     summary="Time, class and patches as tokens, with long skip connections between the two halves.",
     paper="All are Worth Words: A ViT Backbone for Diffusion Models, arXiv:2209.12152",
     architectures=[
-        Architecture("uvit_ti_2", UViT, {**TINY, "depth": 2, "hidden_size": 96, "num_heads": 4}, ours=True),
+        Architecture(
+            "uvit_ti_2", UViT, {**TINY, "depth": 2, "hidden_size": 96, "num_heads": 8, "conv": False}, ours=True
+        ),
         *(
             Architecture(
                 name := f"uvit_{size}_{patch_size}",
