@@ -153,15 +153,10 @@ def run_quick(
     jobs = [(run.suite, name, run.device) for name in models]
     if num_workers:
         # The longest first, so that no worker is left alone with one at the end.
-        jobs.sort(key=lambda job: _training_cost(values[job[1]]["gmacs"].value, recipes[job[1]]), reverse=True)
+        jobs.sort(key=lambda job: values[job[1]]["train_throughput"].value)
     for (_, name, _), (pixels, labels, training) in run_jobs(train_and_sample, jobs, num_workers, progress):
         samples = torch.from_numpy(pixels), torch.from_numpy(labels)
         _finish(run, name, *samples, {**values[name], **training}, judge)
-
-
-def _training_cost(gmacs: float, recipe: Recipe) -> float:
-    """Relative: a masked pass costs somewhat less than a plain one."""
-    return gmacs if recipe.mask_ratio is None else gmacs * (2 - recipe.mask_ratio)
 
 
 def train_and_sample(

@@ -183,7 +183,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_every_family_reaches_the_quality_that_the_readme_promises(tmp_path: Path) -> None:
     """Twelve times nearer to the data than untrained, and 95 % of the samples read as their label."""
     run = prepare_quick(tmp_path)
-    run_quick(run)
+    run_quick(run, num_workers=None)
     untrained = run.rows[UNTRAINED].values["frechet_distance"].value
     for name in run.models:
         values = run.rows[name].values
