@@ -128,15 +128,16 @@ def comparison_figure(run: QuickRun) -> Figure:
     points = [(row.values["gmacs"].value, row.values["frechet_distance"].value) for row in rows]
     for place, (row, (x, y)) in enumerate(zip(rows, points, strict=True)):
         axes.scatter(x, y, s=70, color=f"C{place}", zorder=3)
-        # Labels of neighbours would overlap on one side: they alternate between above and below.
-        above = 9 if place % 2 == 0 else -9
+        # Of close neighbours the lower one has its label below, so that no label lies on another's point.
+        width = points[-1][0] - points[0][0]
+        below = any(b > y for a, b in points if abs(a - x) < 0.2 * width)
         axes.annotate(
             row.name,
             (x, y),
             textcoords="offset points",
-            xytext=(0, above),
+            xytext=(0, -9 if below else 9),
             ha="center",
-            va="bottom" if above > 0 else "top",
+            va="top" if below else "bottom",
             fontsize=10,
         )
     for name, style in ((REAL, "--"), (UNTRAINED, ":")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -130,57 +131,61 @@ def run_quick(
     judge = _Judge(run.suite.num_samples)
     if REAL not in run.rows:
         _finish(run, REAL, *judge.real_images(), {}, judge)
-    if UNTRAINED not in run.rows:
-        model = new_model(run.models[0], run.seed, run.device)
-        with one_thread():
-            samples = sample_digits(run.suite, model, run.suite.recipe_for(model), f"sample {UNTRAINED}", progress)
-        _finish(run, UNTRAINED, *samples, {}, judge)
-    models = {name: new_model(name, run.seed, run.device) for name in run.models if name not in run.rows}
-    recipes = {name: run.suite.recipe_for(model) for name, model in models.items()}
-    speeds = {}
-    if recipes:
-        speeds = measure_speed(
-            recipes, run.suite, run.device, lambda done, total: progress("measure speed", done, total)
-        )
-    values = {
+    todo = [name for name in run.models if name not in run.rows]
+    measured = _measure(run, todo, progress)
+    # Rows and the models that they sample: the untrained row is the first model before its training.
+    sources = {} if UNTRAINED in run.rows else {UNTRAINED: run.models[0]}
+    sources |= {name: name for name in todo}
+    jobs = [(run.suite, row, source, run.device) for row, source in sources.items()]
+    if num_workers is None:
+        num_workers = torch.get_num_threads()
+    if run.device != "cpu" or len(jobs) < 2:
+        num_workers = 0
+    if num_workers:
+        # The longest first, so that no worker is left alone with one at the end.
+        jobs.sort(key=lambda job: measured[job[1]]["train_throughput"].value if job[1] in measured else math.inf)
+    for (_, row, _, _), (pixels, labels, told) in run_jobs(train_and_sample, jobs, num_workers, progress):
+        samples = torch.from_numpy(pixels), torch.from_numpy(labels)
+        _finish(run, row, *samples, {**measured.get(row, {}), **told}, judge)
+
+
+def _measure(run: QuickRun, names: Sequence[str], progress: Progress) -> dict[str, dict[str, Value]]:
+    """Size, speed and memory of models, while nothing else runs."""
+    if not names:
+        return {}
+    with torch.device("meta"):
+        recipes = {name: run.suite.recipe_for(registry.create(name)) for name in names}
+    speeds = measure_speed(recipes, run.suite, run.device, lambda done, total: progress("measure speed", done, total))
+    return {
         name: {**measure_size(name), **speeds[name], **measure_memory(name, recipe, run.suite, run.device)}
         for name, recipe in recipes.items()
     }
-    if num_workers is None:
-        num_workers = torch.get_num_threads()
-    if run.device != "cpu" or len(models) < 2:
-        num_workers = 0
-    jobs = [(run.suite, name, run.device) for name in models]
-    if num_workers:
-        # The longest first, so that no worker is left alone with one at the end.
-        jobs.sort(key=lambda job: values[job[1]]["train_throughput"].value)
-    for (_, name, _), (pixels, labels, training) in run_jobs(train_and_sample, jobs, num_workers, progress):
-        samples = torch.from_numpy(pixels), torch.from_numpy(labels)
-        _finish(run, name, *samples, {**values[name], **training}, judge)
 
 
 def train_and_sample(
-    suite: QuickSuite, name: str, device: str, progress: Progress
+    suite: QuickSuite, row: str, source: str, device: str, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Value]]:
-    """Samples of a trained model, their labels, and what training has to tell: one job of a worker."""
-    model = new_model(name, suite.train.seed, device)
+    """Samples for `row` from the model `source`, their labels, and what training has to tell: one job of a worker."""
+    model = new_model(source, suite.train.seed, device)
     recipe = suite.recipe_for(model)
-    digits = load_digits_split("train")
-    total = suite.train.num_images
+    told = {}
     with one_thread():
-        trained = train(
-            model,
-            digits.images,
-            digits.labels,
-            recipe,
-            suite.train,
-            callback=lambda seen: progress(f"train {name}", seen, total),
-        )
-        pixels, labels = sample_digits(suite, trained.ema, recipe, f"sample {name}", progress)
-    told = {
-        "training_time": Value(trained.seconds, "s, on a CPU with one thread and other models training beside"),
-        "final_loss": Value(float(np.mean(trained.losses[-50:])), "squared error a pixel, summed over passes"),
-    }
+        if row != UNTRAINED:
+            digits, total = load_digits_split("train"), suite.train.num_images
+            trained = train(
+                model,
+                digits.images,
+                digits.labels,
+                recipe,
+                suite.train,
+                callback=lambda seen: progress(f"train {row}", seen, total),
+            )
+            model = trained.ema
+            told = {
+                "training_time": Value(trained.seconds, "s, on a CPU with one thread and other models training beside"),
+                "final_loss": Value(float(np.mean(trained.losses[-50:])), "squared error a pixel, summed over passes"),
+            }
+        pixels, labels = sample_digits(suite, model, recipe, f"sample {row}", progress)
     return pixels.numpy(), labels.numpy(), told
 
 
