@@ -344,6 +344,8 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
             raise TypeError(f"{name}: {option} must be a number, got {config[option]!r}.")
     if not isinstance(config["learn_sigma"], bool):
         raise TypeError(f"{name}: learn_sigma must be True or False, got {config['learn_sigma']!r}.")
+    if config["mlp_ratio"] <= 0:
+        raise ValueError(f"{name}: mlp_ratio must be above 0, got {config['mlp_ratio']}.")
     if int(config["hidden_size"] * config["mlp_ratio"]) < 1:
         raise ValueError(f"{name}: mlp_ratio {config['mlp_ratio']} leaves the MLP no width; the families use 4.")
     if not 0 <= config["class_dropout_prob"] < 1:
