@@ -160,7 +160,7 @@ def _progress_bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _print_columns(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns wide enough for their content; all but the first and last to the right."""
+    """Columns wide enough for their content, numbers to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     for row in [header, *rows]:
         cells = [

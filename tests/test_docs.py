@@ -286,7 +286,7 @@ def test_protocol_of_the_benchmark_page_is_that_of_the_suite():
         f"guidance scale {recipe.guidance.scale:g} on all channels",
         f"{QUICK.num_samples // 10} samples of each digit",
         f"batches of {QUICK.forward_batch_size} in inference mode",
-        f"whole steps of batches of {training.batch_size}",
+        f"batches of {training.batch_size}, forward, backward and optimiser",
         f"{ {7: 'seven'}[QUICK.speed_rounds] } rounds",
         f"at least {QUICK.speed_seconds:g} s",
     ):

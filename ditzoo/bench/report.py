@@ -80,9 +80,11 @@ def notes(run: QuickRun) -> list[str]:
         f"Every model: {suite.train.num_images:,} images in batches of {suite.train.batch_size}, AdamW at "
         f"{suite.train.learning_rate:g}, {recipe.schedule} schedule, {recipe.prediction}, averaged weights; "
         f"{recipe.num_inference_steps} {recipe.sampler.upper()} steps, guidance u + {recipe.guidance.scale:g} (c - u) "
-        f"on all channels; seed {run.seed}. MDT and MDTv2 see each image twice, once with masked tokens.",
+        f"on all channels; seed {run.seed}.",
+        *_masking_note(run),
         f"MMACs: millions of multiply-adds of one forward pass of one image. Throughput: median and quartiles, "
-        f"measured interleaved; forward at batch {suite.forward_batch_size}, training at {suite.train.batch_size}.",
+        f"measured interleaved, with all threads; forward at batch {suite.forward_batch_size}, training at "
+        f"{suite.train.batch_size}: forward, backward and optimiser.",
         "Memory: the most that tensors of a training step hold at once, weights and optimiser included.",
     ]
     roofs = sorted({row.values["roof"].value for row in run.rows.values() if "roof" in row.values})
@@ -100,6 +102,11 @@ def notes(run: QuickRun) -> list[str]:
     return lines
 
 
+def _masking_note(run: QuickRun) -> list[str]:
+    masked = [row.name for row in run.rows.values() if row.kind == "model" and row.recipe["mask_ratio"] is not None]
+    return [f"Two passes over each image, one with masked tokens: {', '.join(masked)}."] if masked else []
+
+
 def write_report(run: QuickRun) -> list[Path]:
     """Write `report.md`, `comparison.png` and `samples.png`; return their paths.
 
@@ -108,7 +115,7 @@ def write_report(run: QuickRun) -> list[Path]:
     """
     title = f"# Quick benchmark: {len(run.models)} diffusion transformers on 8x8 digits"
     text = [title, "", markdown_table(run), "", *(f"- {note}" for note in notes(run))]
-    text += ["", "![Frechet distance against GMACs](comparison.png)", "", "![Samples](samples.png)", ""]
+    text += ["", "![Frechet distance against multiply-adds](comparison.png)", "", "![Samples](samples.png)", ""]
     paths = {
         run.out / "report.md": "\n".join(text).encode(),
         run.out / "comparison.png": _png(comparison_figure(run)),
@@ -120,12 +127,12 @@ def write_report(run: QuickRun) -> list[Path]:
 
 
 def comparison_figure(run: QuickRun) -> Figure:
-    """GMACs against Frechet distance, one labelled point a model, with both reference rows as lines."""
+    """Multiply-adds against Frechet distance, one labelled point a model, with both reference rows as lines."""
     figure = _new_figure(7.2, 4.6)
     axes = figure.add_subplot()
     rows = [row for row in run.rows.values() if row.kind == "model"]
     rows.sort(key=lambda row: row.values["gmacs"].value)
-    points = [(row.values["gmacs"].value, row.values["frechet_distance"].value) for row in rows]
+    points = [(1e3 * row.values["gmacs"].value, row.values["frechet_distance"].value) for row in rows]
     for place, (row, (x, y)) in enumerate(zip(rows, points, strict=True)):
         axes.scatter(x, y, s=70, color=f"C{place}", zorder=3)
         # Of close neighbours the lower one has its label below, so that no label lies on another's point.
@@ -155,7 +162,7 @@ def comparison_figure(run: QuickRun) -> Figure:
             )
     axes.set_yscale("log")
     axes.margins(x=0.18)
-    axes.set_xlabel("GMACs of one forward pass (less is cheaper)")
+    axes.set_xlabel("MMACs, millions of multiply-adds of one forward pass (less is cheaper)")
     axes.set_ylabel("Frechet distance, digits classifier (less is better)")
     samples = f"{run.suite.num_samples:,}"
     axes.set_title(
@@ -173,7 +180,7 @@ def samples_figure(run: QuickRun, rows_each: int = 4) -> Figure:
     for panel in panels:
         panel.axis("off")
     for panel, name in zip(panels, names, strict=False):
-        images, labels = run.load_samples(name)
+        images, labels = run.load_samples(run.rows[name])
         rows = [images[labels == digit][:rows_each, :, :, 0] for digit in range(10)]
         padded = np.pad(np.stack(rows), ((0, 0), (0, 0), (1, 1), (1, 1)))  # (digits, rows, height, width)
         digits, count, height, width = padded.shape

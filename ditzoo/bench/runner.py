@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from ditzoo.bench.results import ResultRow, Value, now, provenance, read_rows, w
 from ditzoo.bench.suites import QUICK, QuickSuite
 from ditzoo.bench.workers import Progress, one_thread, run_jobs
 from ditzoo.data import load_digits_split, to_uint8
-from ditzoo.diffusion import GaussianDiffusion, ddim_sample, guide, sample_noise
+from ditzoo.diffusion import SAMPLERS, GaussianDiffusion, guide, sample_noise
 from ditzoo.metrics import FeatureStatistics, FrechetDistance
 from ditzoo.metrics.digits import DIGITS_EXTRACTOR, load_digits_classifier
 from ditzoo.models import DiffusionTransformer
@@ -60,13 +63,14 @@ class QuickRun:
         """Of weights, training and sampling."""
         return self.suite.train.seed
 
-    def samples_path(self, name: str) -> Path:
-        """Where the samples of a row are kept."""
-        return self.out / "samples" / f"{name.replace(' ', '_')}.npz"
+    def samples_path(self, row: ResultRow) -> Path:
+        """Where the samples of a row are kept: rows of other settings in the same folder have files of their own."""
+        digest = hashlib.sha256(row.identity().encode()).hexdigest()[:8]
+        return self.out / "samples" / f"{row.name.replace(' ', '_')}-{digest}.npz"
 
-    def load_samples(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def load_samples(self, row: ResultRow) -> tuple[np.ndarray, np.ndarray]:
         """Images (N, H, W, C) uint8 and labels (N,) of a finished row."""
-        with np.load(self.samples_path(name)) as file:
+        with np.load(self.samples_path(row)) as file:
             return file["arr_0"], file["labels"]
 
 
@@ -100,17 +104,44 @@ def prepare_quick(
     if not names:
         raise ValueError(f"no models to run; name some of {', '.join(suite.default_models())}.")
     suite.check_models(names)
-    _check_device(device)
+    device = _checked_device(device)
     run = QuickRun(suite, names, device, Path(out), provenance(device))
     _make_folder(run.out)
     rows, run.problems = read_rows(run.out / RESULTS)
     found = {row.identity(): row for row in rows}
     for name in (REAL, UNTRAINED, *names):
         row = found.get(_blank_row(run, name).identity())
-        if row is not None and run.samples_path(name).exists():
-            run.rows[name] = row
-            run.resumed.append(name)
+        if row is None:
+            continue
+        if problem := _damage(run, row):
+            run.problems.append(f"The finished row of {name} cannot be used ({problem}); it is measured again.")
+            continue
+        run.rows[name] = row
+        run.resumed.append(name)
     return run
+
+
+def _damage(run: QuickRun, row: ResultRow) -> str | None:
+    """What keeps a row that was found on disk from being reported."""
+    wanted = {"frechet_distance", "accuracy"}
+    if row.kind == "model":
+        wanted |= {
+            "num_params",
+            "gmacs",
+            "train_peak_memory",
+            "training_time",
+            "forward_throughput",
+            "train_throughput",
+        }
+    missing = wanted - set(row.values)
+    missing |= {"extractor", "num_samples", "reference", "reference_samples"} - set(row.frechet)
+    if missing:
+        return f"it lacks {', '.join(sorted(missing))}"
+    try:
+        run.load_samples(row)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        return f"its samples cannot be read: {error}"
+    return None
 
 
 def run_quick(
@@ -144,9 +175,10 @@ def run_quick(
     if num_workers:
         # The longest first, so that no worker is left alone with one at the end.
         jobs.sort(key=lambda job: measured[job[1]]["train_throughput"].value if job[1] in measured else math.inf)
-    for (_, row, _, _), (pixels, labels, told) in run_jobs(train_and_sample, jobs, num_workers, progress):
-        samples = torch.from_numpy(pixels), torch.from_numpy(labels)
-        _finish(run, row, *samples, {**measured.get(row, {}), **told}, judge)
+    with closing(run_jobs(train_and_sample, jobs, num_workers, progress)) as results:
+        for (_, row, _, _), (pixels, labels, told) in results:
+            samples = torch.from_numpy(pixels), torch.from_numpy(labels)
+            _finish(run, row, *samples, {**measured.get(row, {}), **told}, judge)
 
 
 def _measure(run: QuickRun, names: Sequence[str], progress: Progress) -> dict[str, dict[str, Value]]:
@@ -156,10 +188,11 @@ def _measure(run: QuickRun, names: Sequence[str], progress: Progress) -> dict[st
     with torch.device("meta"):
         recipes = {name: run.suite.recipe_for(registry.create(name)) for name in names}
     speeds = measure_speed(recipes, run.suite, run.device, lambda done, total: progress("measure speed", done, total))
-    return {
-        name: {**measure_size(name), **speeds[name], **measure_memory(name, recipe, run.suite, run.device)}
-        for name, recipe in recipes.items()
-    }
+    measured = {}
+    for done, (name, recipe) in enumerate(recipes.items(), start=1):
+        measured[name] = {**measure_size(name), **speeds[name], **measure_memory(name, recipe, run.suite, run.device)}
+        progress("measure memory", done, len(recipes))
+    return measured
 
 
 def train_and_sample(
@@ -180,7 +213,7 @@ def train_and_sample(
                 suite.train,
                 callback=lambda seen: progress(f"train {row}", seen, total),
             )
-            model = trained.ema
+            model = trained.ema if recipe.weights == "ema" else model
             told = {
                 "training_time": Value(trained.seconds, "s, on a CPU with one thread and other models training beside"),
                 "final_loss": Value(float(np.mean(trained.losses[-50:])), "squared error a pixel, summed over passes"),
@@ -209,7 +242,7 @@ def sample_digits(
 
         noise = sample_noise(suite.train.seed, chosen, shape).to(model.device)
         y = labels[chosen.start : chosen.stop].to(model.device)
-        batches.append(ddim_sample(guided, process, noise, y, num_inference_steps=steps, callback=report))
+        batches.append(SAMPLERS[recipe.sampler](guided, process, noise, y, num_inference_steps=steps, callback=report))
     return to_uint8(torch.cat(batches).cpu()), labels
 
 
@@ -293,7 +326,7 @@ def _finish(
     np.savez_compressed(
         buffer, arr_0=pixels.permute(0, 2, 3, 1).numpy(), labels=labels.numpy(), recipe=json.dumps(row.recipe)
     )
-    write_atomically(run.samples_path(name), buffer.getvalue())
+    write_atomically(run.samples_path(row), buffer.getvalue())
     write_row(run.out / RESULTS, row)
     run.rows[name] = row
 
@@ -308,9 +341,14 @@ def _make_folder(out: Path) -> None:
         raise OSError(f"cannot write to {out} ({error.strerror or error}); give another folder with --out.") from error
 
 
-def _check_device(device: str) -> None:
+def _checked_device(device: str) -> str:
+    """The device in torch's spelling, "cpu" for every CPU."""
     try:
+        kind = torch.device(device).type
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {device!r} cannot be used here ({reason}); cpu always can.") from error
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r} cannot be used here (memory is measured on cpu and cuda); cpu always can.")
+    return kind if kind == "cpu" else str(torch.device(device))

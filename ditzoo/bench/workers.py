@@ -6,8 +6,9 @@ import multiprocessing
 import queue
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,7 +34,7 @@ def one_thread() -> Iterator[None]:
 
 def run_jobs(
     function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], num_workers: int, progress: Progress
-) -> Iterator[tuple[tuple[Any, ...], Any]]:
+) -> Generator[tuple[tuple[Any, ...], Any]]:
     """Yield (job, function(*job, progress)) as the jobs finish.
 
     Args:
@@ -43,7 +44,7 @@ def run_jobs(
         progress: called in this process, whatever runs where.
 
     Raises:
-        concurrent.futures.process.BrokenProcessPool: where a worker was killed.
+        ChildProcessError: where a worker was killed.
     """
     if num_workers == 0:
         for job in jobs:
@@ -60,6 +61,11 @@ def run_jobs(
                 _deliver(messages, progress)
                 for future in finished:
                     yield running.pop(future), future.result()
+            _deliver(messages, progress)
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a worker process was killed, perhaps for want of memory; finished rows are kept, run again to go on"
+            ) from error
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             for worker in set(multiprocessing.active_children()) - others:

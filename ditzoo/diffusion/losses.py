@@ -33,11 +33,19 @@ def denoising_loss(
         null_label: replaces the labels whose uniform lies below `class_dropout_prob`.
         class_dropout_prob: how often to drop a label.
         mask: handed on to the model.
+
+    Raises:
+        ValueError: where the model returns another shape than x0's, as with a learned variance.
     """
     t, noise = draws.t.to(x0.device), draws.noise.to(x0.device)
     if y is not None and null_label is not None:
         y = torch.where(draws.label_uniform.to(y.device) < class_dropout_prob, null_label, y)
     prediction = model(process.add_noise(x0, noise, t), t, y, mask=mask)
+    if prediction.shape != x0.shape:
+        raise ValueError(
+            f"the model returned {tuple(prediction.shape)} for x0 of {tuple(x0.shape)}; this loss trains no variance: "
+            "build the model with learn_sigma=False."
+        )
     error = prediction.float() - process.target(x0, noise, t)
     return error.square().flatten(1).mean(dim=1)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ditzoo.diffusion.guidance import Denoiser
 from ditzoo.diffusion.process import GaussianDiffusion
+from ditzoo.recipe import Sampler
 
 
 def ddim_sample(
@@ -48,3 +49,7 @@ def ddim_sample(
         if callback is not None:
             callback(step + 1)
     return x
+
+
+#: samplers by the name that a recipe gives them
+SAMPLERS: dict[Sampler, Callable[..., Tensor]] = {"ddim": ddim_sample}

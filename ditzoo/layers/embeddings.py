@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Sinusoids of the time, cosines first (section 5.4 of arXiv:1706.03762, as used by ADM).
+    """Sinusoids of the time, cosines first (section 3.5 of arXiv:1706.03762, as used by ADM).
 
     Frequencies and phases are float32 whatever the model's precision: at t near 1000 their rounding is
     what limits agreement with the original weights.

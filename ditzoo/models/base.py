@@ -6,6 +6,7 @@ input, N tokens, K kept tokens, D hidden width, p patch side.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -82,7 +83,7 @@ class DiffusionTransformer(nn.Module):
         self.out_channels = 2 * self.in_channels if self.learn_sigma else self.in_channels
         self.grid = (self.input_size // self.patch_size, self.input_size // self.patch_size)
         self.grad_checkpointing = False
-        self.register_load_state_dict_pre_hook(_drop_constant_buffers)
+        self.register_load_state_dict_pre_hook(_accept_official_state)
 
     # What a family provides.
 
@@ -244,6 +245,9 @@ class DiffusionTransformer(nn.Module):
     def check_inputs(self, x: Tensor, t: Tensor, y: Tensor | None, mask: TokenMask | None) -> tuple[int, int]:
         """Check a forward's arguments; return the token grid. Errors as documented in `forward`."""
         name = type(self).__name__
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x must be a floating-point tensor, got {kind}.")
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f"{name} takes x of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}; build it with "
@@ -271,6 +275,8 @@ class DiffusionTransformer(nn.Module):
                 f"y is missing: this {name} is conditioned on {self.num_classes} classes; give (B,) int64 "
                 "labels, or build it with num_classes=0."
             )
+        if not isinstance(y, Tensor):
+            raise TypeError(f"y must be an int64 tensor, got {type(y).__name__}; use torch.tensor(y).")
         if y.dtype != torch.int64:
             raise TypeError(f"y must be int64, got {y.dtype}; use y.long().")
         if y.ndim != 1 or y.shape[0] != batch:
@@ -299,7 +305,19 @@ class DiffusionTransformer(nn.Module):
             )
 
 
-def _drop_constant_buffers(module: DiffusionTransformer, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+def _accept_official_state(module: DiffusionTransformer, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    """Take off what training scripts wrap around a state dict, and the buffers that ditzoo computes."""
+    if not prefix:
+        if isinstance(state_dict.get("ema"), Mapping):
+            nested = dict(state_dict["ema"])
+            state_dict.clear()
+            state_dict.update(nested)
+        for key in list(state_dict):
+            bare = key
+            while bare.startswith(("module.", "_orig_mod.")):
+                bare = bare.partition(".")[2]
+            if bare != key:
+                state_dict[bare] = state_dict.pop(key)
     for key in list(state_dict):
         if key.startswith(prefix) and key.rpartition(".")[2] in module.constant_buffers:
             del state_dict[key]
@@ -331,6 +349,12 @@ def check_integer(name: str, option: str, value: object) -> None:
         raise TypeError(f"{name}: {option} must be an integer, got {value!r}.")
 
 
+def check_number(name: str, option: str, value: object) -> None:
+    """Refuse what is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"{name}: {option} must be a finite number, got {value!r}.")
+
+
 def _check_config(name: str, config: Mapping[str, Any]) -> None:
     """Refuse sizes no network can have, before any memory is asked for."""
     positive = ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads")
@@ -340,10 +364,10 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
         if value < least:
             raise ValueError(f"{name}: {option} must be at least {least}, got {value}.")
     for option in ("mlp_ratio", "class_dropout_prob"):
-        if isinstance(config[option], bool) or not isinstance(config[option], int | float):
-            raise TypeError(f"{name}: {option} must be a number, got {config[option]!r}.")
-    if not isinstance(config["learn_sigma"], bool):
-        raise TypeError(f"{name}: learn_sigma must be True or False, got {config['learn_sigma']!r}.")
+        check_number(name, option, config[option])
+    for option in ("learn_sigma", "qkv_bias", "mlp_time_embed", "conv", "skip"):
+        if option in config and not isinstance(config[option], bool):
+            raise TypeError(f"{name}: {option} must be True or False, got {config[option]!r}.")
     if config["mlp_ratio"] <= 0:
         raise ValueError(f"{name}: mlp_ratio must be above 0, got {config['mlp_ratio']}.")
     if int(config["hidden_size"] * config["mlp_ratio"]) < 1:
@@ -352,7 +376,10 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}: class_dropout_prob must be in [0, 1), got {config['class_dropout_prob']}.")
     for option, divisor in (("input_size", "patch_size"), ("hidden_size", "num_heads")):
         if config[option] % config[divisor]:
-            raise ValueError(f"{name}: {option} {config[option]} is not divisible by {divisor} {config[divisor]}.")
+            raise ValueError(
+                f"{name}: {option} {config[option]} is not divisible by {divisor} {config[divisor]}; the next that is: "
+                f"{(config[option] // config[divisor] + 1) * config[divisor]}."
+            )
     if config["hidden_size"] % 4:
         raise ValueError(f"{name}: hidden_size {config['hidden_size']} is not divisible by 4, as position tables need.")
 

@@ -32,6 +32,7 @@ from ditzoo.models.base import (
     DiffusionTransformer,
     Family,
     check_integer,
+    check_number,
     initialize_like_dit,
     zero_parameters,
 )
@@ -74,6 +75,8 @@ class _MaskedDiffusionTransformer(DiffusionTransformer):
         self.mask_ratio: float | None = self.config["mask_ratio"]
         self.decode_layer: int = self.config["decode_layer"]
         name = type(self).__name__
+        if self.mask_ratio is not None:
+            check_number(name, "mask_ratio", self.mask_ratio)
         if self.mask_ratio is not None and not 0 <= self.mask_ratio < 1:
             raise ValueError(f"{name}: mask_ratio must be None or in [0, 1), got {self.mask_ratio}.")
         check_integer(name, "decode_layer", self.decode_layer)

@@ -45,6 +45,8 @@ class TrainOptions:
         for name in ("num_images", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
         if not self.learning_rate > 0:
@@ -90,8 +92,13 @@ def train(
 
     Raises:
         FloatingPointError: at the first loss that is not finite, naming step and loss.
-        ValueError: if the recipe masks tokens and the model takes no masks.
+        ValueError: if the recipe masks tokens and the model takes no masks, if there are no images, or not as many
+            labels as images.
     """
+    if len(images) == 0:
+        raise ValueError("there are no images to train on: images is empty.")
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f"{len(labels)} labels for {len(images)} images; give one label an image.")
     if recipe.mask_ratio is not None and not model.supports_masking:
         raise ValueError(
             f"the recipe masks tokens (mask_ratio={recipe.mask_ratio}) but {type(model).__name__} takes no masks; "
@@ -142,6 +149,12 @@ def train(
             class_dropout_prob=model.class_dropout_prob,
             mask=mask,
         )
+        losses.append(loss.detach())
+        if not torch.isfinite(losses[-1]):
+            raise FloatingPointError(
+                f"the loss became {losses[-1].item()} at step {step + 1} ({samples.stop} images seen); lower "
+                f"learning_rate ({options.learning_rate})."
+            )
         loss.backward()
 
         # Update.
@@ -157,13 +170,7 @@ def train(
             update_averages(averages, weights, step)
 
         # Report.
-        losses.append(loss.detach())
         seen, step = samples.stop, step + 1
-        if not torch.isfinite(losses[-1]):
-            raise FloatingPointError(
-                f"the loss became {losses[-1].item()} at step {step} ({seen} images seen); lower learning_rate "
-                f"({options.learning_rate})."
-            )
         if callback is not None:
             callback(seen)
     return TrainResult(ema, torch.stack(losses).tolist(), time.perf_counter() - start)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ditzoo import registry
-from ditzoo.bench import QUICK, QuickRun, QuickSuite, prepare_quick, read_rows, run_quick
+from ditzoo.bench import QUICK, QuickRun, QuickSuite, prepare_quick, read_rows, run_quick, write_row
 from ditzoo.bench.report import HEADER, markdown_table, notes, sorted_rows, table_cells, write_report
 from ditzoo.bench.runner import REAL, RESULTS, UNTRAINED
 from ditzoo.train import TrainOptions
@@ -69,7 +69,7 @@ def test_real_digits_are_nearer_than_an_untrained_model(finished: QuickRun) -> N
 
 def test_samples_lie_beside_the_row_with_their_labels(finished: QuickRun) -> None:
     for name in (REAL, UNTRAINED, *MODELS):
-        images, labels = finished.load_samples(name)
+        images, labels = finished.load_samples(finished.rows[name])
         assert images.shape == (100, 8, 8, 1)
         assert images.dtype == np.uint8
         assert labels.tolist() == [i % 10 for i in range(100)]
@@ -104,7 +104,7 @@ def test_interrupted_runs_keep_finished_rows_and_go_on_to_the_same_result(finish
     assert resumed.resumed == [REAL, UNTRAINED, "dit_ti_2"]
     stages: set[str] = set()
     run_quick(resumed, lambda stage, done, total: stages.add(stage))
-    assert stages == {"measure speed", "train mdtv2_ti_2", "sample mdtv2_ti_2"}
+    assert stages == {"measure speed", "measure memory", "train mdtv2_ti_2", "sample mdtv2_ti_2"}
     for name in MODELS:
         for column in QUALITY:
             assert resumed.rows[name].values[column].value == finished.rows[name].values[column].value
@@ -127,6 +127,56 @@ def test_a_damaged_results_file_is_reported_and_used(finished: QuickRun, tmp_pat
     assert len(run.problems) == 1
     assert "line 3 is damaged" in run.problems[0]
     assert run.resumed == [REAL, UNTRAINED, "mdtv2_ti_2"]
+
+
+def test_runs_of_two_seeds_in_one_folder_keep_their_own_samples(tmp_path: Path) -> None:
+    first = small_run(tmp_path, models=["dit_ti_2"])
+    before = first.load_samples(first.rows["dit_ti_2"])[0]
+    small_run(tmp_path, models=["dit_ti_2"], seed=1)
+    again = prepare_quick(tmp_path, models=["dit_ti_2"], suite=SMALL)
+    assert "dit_ti_2" in again.resumed
+    assert np.array_equal(again.load_samples(again.rows["dit_ti_2"])[0], before)
+
+
+@pytest.mark.parametrize("damage", ["values", "frechet", "samples"])
+def test_a_damaged_row_or_its_samples_are_reported_and_measured_again(
+    finished: QuickRun, tmp_path: Path, damage: str
+) -> None:
+    (tmp_path / "samples").mkdir()
+    for file in (finished.out / "samples").iterdir():
+        (tmp_path / "samples" / file.name).write_bytes(file.read_bytes())
+    rows = read_rows(finished.out / RESULTS)[0]
+    for row in rows:
+        broken = damage != "samples" and row.name == "dit_ti_2"
+        write_row(tmp_path / RESULTS, replace(row, **{damage: {}}) if broken else row)
+    if damage == "samples":
+        path = tmp_path / "samples" / finished.samples_path(finished.rows["dit_ti_2"]).name
+        path.write_bytes(path.read_bytes()[:100])
+    run = prepare_quick(tmp_path, models=MODELS, suite=SMALL)
+    assert run.resumed == [REAL, UNTRAINED, "mdtv2_ti_2"]
+    assert len(run.problems) == 1
+    assert "The finished row of dit_ti_2 cannot be used" in run.problems[0]
+
+
+def test_the_recorded_run_keeps_the_promises_of_the_readme() -> None:
+    """Twelve times nearer to the data than untrained, 95 % read as their label, and the table made from these rows."""
+    root = Path(__file__).parents[2]
+    rows, problems = read_rows(root / "benchmarks" / "results" / "quick.jsonl")
+    assert problems == []
+    table = (root / "README.md").read_text()
+    untrained = next(row.values["frechet_distance"].value for row in rows if row.name == UNTRAINED)
+    models = [row for row in rows if row.kind == "model"]
+    assert sorted(row.name for row in models) == QUICK.default_models()
+    assert {row.config["hidden_size"] for row in models} == {
+        registry.model_info(row.name).config["hidden_size"] for row in models
+    }
+    for row in models:
+        distance, accuracy = row.values["frechet_distance"].value, row.values["accuracy"].value
+        assert 12 * distance < untrained
+        assert accuracy >= 0.95
+        assert f"| {row.name} | {distance:.2f} | {100 * accuracy:.1f} |" in table
+        assert row.seed == 0
+        assert row.settings["train"]["num_images"] == QUICK.train.num_images
 
 
 def test_a_row_without_its_samples_is_measured_again(finished: QuickRun, tmp_path: Path) -> None:

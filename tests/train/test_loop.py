@@ -86,7 +86,7 @@ def test_the_last_batch_may_be_smaller_and_progress_counts_images() -> None:
     assert len(result.losses) == 3
 
 
-@pytest.mark.parametrize("name", ["dit_ti_2", "uvit_ti_2", "mdt_ti_2", "mdtv2_ti_2", "diffit_ti_2"])
+@pytest.mark.parametrize("name", ditzoo.list_models("*_ti_2"))
 def test_a_few_steps_on_a_few_images_lower_the_loss(name: str) -> None:
     model = fresh(name)
     recipe = Recipe(prediction="v_prediction", schedule="cosine", mask_ratio=model.config.get("mask_ratio"))
