@@ -1,6 +1,6 @@
 """ditzoo: diffusion transformers side by side.
 
-One registry and one interface for DiT, U-ViT, MDT and DiffiT. The names below are loaded when they are first used,
+One registry and one interface for DiT, SiT, U-ViT, MDT and DiffiT. The names below are loaded when they are first used,
 so `import ditzoo` costs nothing.
 """
 

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-Prediction = Literal["epsilon", "v_prediction", "sample"]
-Schedule = Literal["linear", "scaled_linear", "cosine"]
+Prediction = Literal["epsilon", "v_prediction", "sample", "velocity"]
+Schedule = Literal["linear", "scaled_linear", "cosine", "continuous_vp", "flow_linear"]
 GuidanceConvention = Literal["dit", "uvit"]
 GuidanceSchedule = Literal["constant", "power_cosine"]
-Sampler = Literal["ddim"]
+Sampler = Literal["ddim", "ddpm", "dpm_solver", "dpm_solver++", "euler", "heun", "euler_maruyama"]
 Weights = Literal["ema", "raw"]
+_FLOW_SAMPLERS: tuple[Sampler, ...] = ("euler", "heun", "euler_maruyama")
+_DIFFUSION_SAMPLERS: tuple[Sampler, ...] = ("ddim", "ddpm", "dpm_solver", "dpm_solver++", "euler_maruyama")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +52,30 @@ class Guidance:
 class Recipe:
     """Everything besides the network that decides what its samples look like.
 
+    It can state more than this release computes with: `ditzoo.diffusion` names the schedules and samplers it has.
+
     Raises:
         ValueError: for a value outside its range; the message names the valid ones.
     """
 
     prediction: Prediction
-    """what the network predicts: the noise, v = alpha * noise - sigma * x0 (arXiv:2202.00512), or x0"""
+    """what the network predicts: the noise, v = alpha * noise - sigma * x0 (arXiv:2202.00512), x0, or, under a flow
+    schedule, the velocity x0 - noise"""
     schedule: Schedule
-    """noise schedule: DDPM's linear one, Stable Diffusion's, or the cosine of arXiv:2102.09672"""
+    """noise schedule: DDPM's linear one, Stable Diffusion's, the cosine of arXiv:2102.09672, `"continuous_vp"`, the
+    variance-preserving SDE of arXiv:2011.13456, or `"flow_linear"`, the straight line from noise to data of flow
+    matching (arXiv:2210.02747), on which time runs from 0 (noise) to 1 (data)"""
     num_train_timesteps: int = 1000
-    """T; the network is called with t from 0 to T - 1"""
+    """T; the network is called with t from 0 to T - 1. Without meaning under a flow schedule"""
     guidance: Guidance = field(default_factory=Guidance)
     sampler: Sampler = "ddim"
     num_inference_steps: int = 50
-    """network evaluations a sample; each is two forward passes under guidance"""
+    """steps of the sampler. A step evaluates the network once, `"heun"`'s twice; each evaluation is two forward
+    passes under guidance"""
+    latent_codec: str | None = None
+    """the autoencoder whose latents the network denoises, as named by the authors; None for pixels"""
+    latent_scale: float = 1.0
+    """what the codec's latents are multiplied by before the network sees them"""
     mask_ratio: float | None = None
     """least part of the tokens hidden in MDT's second training pass; None trains with one pass"""
     mask_ratio_spread: float = 0.0
@@ -82,15 +94,34 @@ class Recipe:
             )
         if self.num_train_timesteps < 1:
             raise ValueError(f"num_train_timesteps must be 1 or more, got {self.num_train_timesteps}.")
-        if not 1 <= self.num_inference_steps <= self.num_train_timesteps:
+        most = math.inf if self.is_flow else self.num_train_timesteps
+        if not 1 <= self.num_inference_steps <= most:
+            valid = "1 or more" if self.is_flow else f"from 1 to num_train_timesteps ({most})"
+            raise ValueError(f"num_inference_steps must be {valid}, got {self.num_inference_steps}.")
+        if self.is_flow != (self.prediction == "velocity"):
             raise ValueError(
-                f"num_inference_steps must be from 1 to num_train_timesteps ({self.num_train_timesteps}), got "
-                f"{self.num_inference_steps}."
+                f"prediction {self.prediction!r} does not go with schedule {self.schedule!r}: flow schedules train "
+                "'velocity', and the others train 'epsilon', 'v_prediction' or 'sample'."
             )
+        samplers = _FLOW_SAMPLERS if self.is_flow else _DIFFUSION_SAMPLERS
+        if self.sampler not in samplers:
+            raise ValueError(
+                f"sampler {self.sampler!r} does not go with schedule {self.schedule!r}; choose one of "
+                f"{', '.join(samplers)}."
+            )
+        if self.is_flow and self.guidance.schedule != "constant":
+            raise ValueError("power_cosine guidance counts timesteps, of which a flow has none; use 'constant'.")
+        if not (math.isfinite(self.latent_scale) and self.latent_scale > 0):
+            raise ValueError(f"latent_scale must be a number above 0, got {self.latent_scale}.")
         if self.mask_ratio is not None and not 0 <= self.mask_ratio <= self.mask_ratio + self.mask_ratio_spread < 1:
             raise ValueError(
                 f"mask_ratio {self.mask_ratio} (+ up to {self.mask_ratio_spread}) must be at least 0 and stay below 1."
             )
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether this is flow matching, with time from 0 (noise) to 1 (data)."""
+        return self.schedule == "flow_linear"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe; `from_dict` gives the same recipe back."""

@@ -1,7 +1,7 @@
 """Names to networks: `create`, `list_models`, `list_families`, `model_info`, `register_model`.
 
 A name is `family_size_patch` (`dit_xl_2`); a tag behind a dot names published weights with their own
-configuration (`dit_xl_2.in512`).
+configuration (`dit_xl_2.in512`). Other packages add models through the entry point group `ditzoo.models`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,20 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from threading import RLock
 from typing import Any
 
 import torch
 
+from ditzoo.layers import UnusedWeights
 from ditzoo.models import FAMILIES, Architecture, Checkpoint, DiffusionTransformer
+from ditzoo.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,9 @@ class ModelInfo:
         source: where the weights of this tag are; None for a bare name.
         licence: of those weights; None for a bare name.
         data: what they were trained on; None for a bare name.
+        recipe: how the authors train and sample the model; None for a model registered without one. It may name a
+            sampler that this release does not have.
+        unused: weights that the state dict has, as the original's does, and that change no output.
     """
 
     name: str
@@ -53,6 +61,8 @@ class ModelInfo:
     source: str | None
     licence: str | None
     data: str | None
+    recipe: Recipe | None
+    unused: tuple[UnusedWeights, ...]
 
 
 @dataclass(frozen=True)
@@ -60,13 +70,54 @@ class _Entry:
     architecture: Architecture
     family: str
     paper: str
+    recipe: Recipe | None = None
 
 
 _ENTRIES: dict[str, _Entry] = {
-    architecture.name: _Entry(architecture, family.name, family.paper)
+    architecture.name: _Entry(architecture, family.name, family.paper, architecture.recipe or family.recipe)
     for family in FAMILIES
     for architecture in family.architectures
 }
+
+
+class _Plugins:
+    """Packages that register models of their own when their entry point of the group `ditzoo.models` is loaded."""
+
+    def __init__(self) -> None:
+        self._lock = RLock()  # another thread waits for the names; a plugin that asks for some does not
+        self._loaded = False
+
+    def load(self) -> None:
+        """Load them if nobody has yet; warn of those that fail, and go on without them."""
+        with self._lock:
+            if self._loaded:
+                return
+            self._loaded = True
+            found = sorted(entry_points(group="ditzoo.models"), key=lambda entry_point: entry_point.name)
+            # As an import at the top of a file would run, though the first use may be inside such a context.
+            with torch.device("cpu"), torch.inference_mode(False):
+                failures = [failure for entry_point in found if (failure := self._failure(entry_point))]
+        for failure in failures:
+            warnings.warn(failure, RuntimeWarning, stacklevel=3)
+
+    @staticmethod
+    def _failure(entry_point: EntryPoint) -> str | None:
+        """Load one; what went wrong, if something did."""
+        try:
+            loaded = entry_point.load()
+            if entry_point.attr:
+                loaded()
+        except (Exception, SystemExit) as error:  # whatever is wrong with it, the zoo's own models work
+            package = entry_point.dist.name if entry_point.dist else "(unknown)"
+            return (
+                f"The package {package!r} could not add its models: its entry point {entry_point.name!r} "
+                f"({entry_point.value}, group ditzoo.models) failed. All other models work. Mend or update the "
+                f"package, or remove it with `pip uninstall {package}`. {type(error).__name__}: {error}"
+            )
+        return None
+
+
+_plugins = _Plugins()
 
 
 def create(name: str, pretrained: bool = False, **overrides: Any) -> DiffusionTransformer:
@@ -85,6 +136,7 @@ def create(name: str, pretrained: bool = False, **overrides: Any) -> DiffusionTr
         TypeError: for an option that the family does not have (the nearest are named).
         RuntimeError: for `pretrained=True`.
     """
+    _plugins.load()
     entry, checkpoint = _resolve(name)
     architecture = entry.architecture
     _check_options(name, architecture.model_cls, overrides)
@@ -105,6 +157,7 @@ def list_models(pattern: str | None = None, *, family: str | None = None, pretra
     Raises:
         ValueError: for an unknown family.
     """
+    _plugins.load()
     if family is not None and family not in list_families():
         raise ValueError(f"Unknown family {family!r}; the families are {', '.join(list_families())}.")
     entries = [entry.architecture for entry in _ENTRIES.values() if family in (None, entry.family)]
@@ -119,6 +172,7 @@ def list_models(pattern: str | None = None, *, family: str | None = None, pretra
 
 def list_families() -> list[str]:
     """Short names of the families, in the order of their papers; registered ones last."""
+    _plugins.load()
     return list(dict.fromkeys(entry.family for entry in _ENTRIES.values()))
 
 
@@ -128,11 +182,12 @@ def model_info(name: str) -> ModelInfo:
     Raises:
         ValueError: for an unknown name or tag.
     """
+    _plugins.load()
     info = _model_info(name)
     return replace(info, config=dict(info.config))  # the caller's own: the facts behind it are remembered
 
 
-@cache
+@cache  # never stale: a registered name does not change, and what raises is not remembered
 def _model_info(name: str) -> ModelInfo:
     entry, checkpoint = _resolve(name)
     architecture = entry.architecture
@@ -152,6 +207,8 @@ def _model_info(name: str) -> ModelInfo:
         source=checkpoint.source if checkpoint else None,
         licence=checkpoint.licence if checkpoint else None,
         data=checkpoint.data if checkpoint else None,
+        recipe=(checkpoint.recipe if checkpoint else None) or entry.recipe,
+        unused=tuple(model.unused_weights()),
     )
 
 
@@ -162,8 +219,13 @@ def register_model(
     *,
     family: str,
     paper: str = "",
+    recipe: Recipe | None = None,
 ) -> None:
     """Add a model of your own to the zoo, under a new name.
+
+    A package does so in a module that its entry point of the group `ditzoo.models` names: `package.module`, or
+    `package.module:function` for a function without arguments that is then called. The registry loads these once,
+    when it is first asked for something.
 
     Args:
         name: letters, digits and underscores, such as `"my_dit_s_2"`.
@@ -171,10 +233,13 @@ def register_model(
         config: constructor arguments of this name.
         family: an existing family or a new one.
         paper: title and arXiv number.
+        recipe: how the model is trained and sampled. The quick benchmark trains a model whose recipe is a flow by
+            flow matching.
 
     Raises:
         ValueError: if the name is taken or malformed.
-        TypeError: if `model_cls` does not keep the contract, or has no such options.
+        TypeError: if `model_cls` is no such subclass, has no such options, or cannot be built with them on the meta
+            device.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise ValueError(f"{name!r} is no model name: use lower-case letters, digits and underscores.")
@@ -185,8 +250,17 @@ def register_model(
     concrete = isinstance(model_cls, type) and model_cls is not DiffusionTransformer
     if not (concrete and issubclass(model_cls, DiffusionTransformer)):
         raise TypeError(f"{model_cls!r} is no subclass of ditzoo.models.DiffusionTransformer.")
-    _check_options(name, model_cls, config or {})
-    _ENTRIES[name] = _Entry(Architecture(name, model_cls, dict(config or {}), ours=True), family, paper)
+    config = dict(config or {})
+    _check_options(name, model_cls, config)
+    try:
+        with torch.device("meta"):
+            model_cls(**config).unused_weights()
+    except Exception as error:  # said here, where the culprit is known, rather than in the middle of `ditzoo list`
+        raise TypeError(
+            f"{name!r} cannot be registered: {model_cls.__name__}(**{config}) on the meta device raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    _ENTRIES[name] = _Entry(Architecture(name, model_cls, config, ours=True, recipe=recipe), family, paper, recipe)
 
 
 def _resolve(name: str) -> tuple[_Entry, Checkpoint | None]:

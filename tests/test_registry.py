@@ -10,7 +10,7 @@ from torch import nn
 
 import ditzoo
 from ditzoo import random_token_mask, registry
-from ditzoo.models import FAMILIES, MDT, DiT, MDTv2
+from ditzoo.models import FAMILIES, MDT, DiffusionTransformer, DiT, MDTv2
 from tests.zoo import EVERY_NAME, MASKED, TINY, inputs, lively, on_meta
 
 TAGGED = ditzoo.list_models(pretrained=True)
@@ -226,6 +226,13 @@ class OtherDiT(DiT):
         super().__init__(input_size=8, in_channels=1, hidden_size=32, num_heads=4, depth=depth, num_classes=num_classes)
 
 
+class Unfinished(DiffusionTransformer):
+    """A model that keeps no contract."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+
+
 @pytest.mark.usefixtures("registry_sandbox")
 class TestRegisterModel:
     def test_a_registered_model_is_one_like_any_other(self):
@@ -263,6 +270,26 @@ class TestRegisterModel:
     def test_something_that_is_no_model(self, model_cls):
         with pytest.raises(TypeError, match=re.escape(f"{model_cls!r} is no subclass of")):
             ditzoo.register_model("mine_s_2", model_cls, family="dit")
+
+    def test_a_recipe_of_ones_own(self):
+        recipe = ditzoo.model_info("sit_ti_2").recipe
+        ditzoo.register_model("mine_s_2", DiT, {"depth": 1}, family="dit", recipe=recipe)
+        ditzoo.register_model("mine_b_2", DiT, {"depth": 1}, family="dit")
+        assert ditzoo.model_info("mine_s_2").recipe == recipe
+        assert ditzoo.model_info("mine_b_2").recipe is None
+
+    @pytest.mark.parametrize(
+        ("model_cls", "config", "cause"),
+        [
+            (DiT, {"hidden_size": 30}, "ValueError: DiT: hidden_size 30 is not divisible by num_heads 16"),
+            (Unfinished, {}, "KeyError: 'input_size'"),
+        ],
+    )
+    def test_a_model_that_cannot_be_built(self, model_cls, config, cause):
+        message = f"'mine_s_2' cannot be registered: {model_cls.__name__}(**{config}) on the meta device raised {cause}"
+        with pytest.raises(TypeError, match=re.escape(message)):
+            ditzoo.register_model("mine_s_2", model_cls, config, family="dit")
+        assert ditzoo.list_models("mine*") == []
 
     def test_an_option_the_class_does_not_have(self):
         with pytest.raises(TypeError, match=r"mine_s_2 has no option 'windw'\."):

@@ -10,7 +10,7 @@ from torch import Tensor
 from ditzoo import registry
 from ditzoo.bench.results import Value
 from ditzoo.bench.suites import QuickSuite
-from ditzoo.diffusion import GaussianDiffusion, draw_training, training_loss
+from ditzoo.diffusion import draw_training, make_process, training_loss
 from ditzoo.layers import random_token_mask
 from ditzoo.metrics import Roof, Timing, count_macs, peak_memory, square_product, time_interleaved
 from ditzoo.models import DiffusionTransformer
@@ -106,7 +106,7 @@ def forward_pass(model: DiffusionTransformer, batch_size: int) -> Callable[[], T
 def training_step(model: DiffusionTransformer, recipe: Recipe, batch_size: int) -> Callable[[], None]:
     """A function that makes one training step of the recipe: where it masks tokens, that is two passes."""
     x, _, y = _random_batch(model, batch_size)
-    process = GaussianDiffusion(recipe)
+    process = make_process(recipe)
     passes = draw_training(
         0,
         range(batch_size),

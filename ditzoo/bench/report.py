@@ -78,9 +78,9 @@ def notes(run: QuickRun) -> list[str]:
         f"Reference rows: {REAL} are {suite.num_samples:,} images of the training split; {UNTRAINED} is a fresh "
         f"{run.models[0]}, sampled like the others.",
         f"Every model: {suite.train.num_images:,} images in batches of {suite.train.batch_size}, AdamW at "
-        f"{suite.train.learning_rate:g}, {recipe.schedule} schedule, {recipe.prediction}, averaged weights; "
-        f"{recipe.num_inference_steps} {recipe.sampler.upper()} steps, guidance u + {recipe.guidance.scale:g} (c - u) "
-        f"on all channels; seed {run.seed}.",
+        f"{suite.train.learning_rate:g}, averaged weights; guidance u + {recipe.guidance.scale:g} (c - u) on all "
+        f"channels; seed {run.seed}.",
+        *_recipe_notes(run),
         *_masking_note(run),
         f"MMACs: millions of multiply-adds of one forward pass of one image. Throughput: median and quartiles, "
         f"measured interleaved, with all threads; forward at batch {suite.forward_batch_size}, training at "
@@ -100,6 +100,21 @@ def notes(run: QuickRun) -> list[str]:
         f"{machine['device']}. " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
     )
     return lines
+
+
+def _recipe_notes(run: QuickRun) -> list[str]:
+    """Which models train and sample how: they differ where a family has an objective of its own."""
+    names: dict[str, list[str]] = {}
+    for row in run.rows.values():
+        if row.kind == "model":
+            recipe = row.recipe
+            how = (
+                f"schedule {recipe['schedule']}, prediction {recipe['prediction']}, {recipe['num_inference_steps']} "
+                f"steps of {recipe['sampler']}"
+            )
+            names.setdefault(how, []).append(row.name)
+    everyone = len(names) == 1
+    return [f"{'Every model' if everyone else ', '.join(sorted(who))}: {how}." for how, who in sorted(names.items())]
 
 
 def _masking_note(run: QuickRun) -> list[str]:

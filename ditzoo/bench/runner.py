@@ -23,7 +23,7 @@ from ditzoo.bench.results import ResultRow, Value, now, provenance, read_rows, w
 from ditzoo.bench.suites import QUICK, QuickSuite
 from ditzoo.bench.workers import Progress, one_thread, run_jobs
 from ditzoo.data import load_digits_split, to_uint8
-from ditzoo.diffusion import SAMPLERS, GaussianDiffusion, guide, sample_noise
+from ditzoo.diffusion import get_sampler, guide, make_process, sample_noise
 from ditzoo.metrics import FeatureStatistics, FrechetDistance
 from ditzoo.metrics.digits import DIGITS_EXTRACTOR, load_digits_classifier
 from ditzoo.models import DiffusionTransformer
@@ -186,7 +186,7 @@ def _measure(run: QuickRun, names: Sequence[str], progress: Progress) -> dict[st
     if not names:
         return {}
     with torch.device("meta"):
-        recipes = {name: run.suite.recipe_for(registry.create(name)) for name in names}
+        recipes = {name: run.suite.recipe_for(name, registry.create(name)) for name in names}
     speeds = measure_speed(recipes, run.suite, run.device, lambda done, total: progress("measure speed", done, total))
     measured = {}
     for done, (name, recipe) in enumerate(recipes.items(), start=1):
@@ -200,7 +200,7 @@ def train_and_sample(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Value]]:
     """Samples for `row` from the model `source`, their labels, and what training has to tell: one job of a worker."""
     model = new_model(source, suite.train.seed, device)
-    recipe = suite.recipe_for(model)
+    recipe = suite.recipe_for(source, model)
     told = {}
     with one_thread():
         if row != UNTRAINED:
@@ -228,7 +228,7 @@ def sample_digits(
 ) -> tuple[Tensor, Tensor]:
     """Guided samples (N, C, H, W) uint8 and their labels (N,), as many of each class, on the CPU."""
     model.eval()
-    process = GaussianDiffusion(recipe)
+    process, sample = make_process(recipe), get_sampler(recipe)
     guided = guide(model, recipe.guidance, model.null_label, num_train_timesteps=recipe.num_train_timesteps)
     shape = (model.in_channels, model.input_size, model.input_size)
     count, steps = suite.num_samples, recipe.num_inference_steps
@@ -242,7 +242,7 @@ def sample_digits(
 
         noise = sample_noise(suite.train.seed, chosen, shape).to(model.device)
         y = labels[chosen.start : chosen.stop].to(model.device)
-        batches.append(SAMPLERS[recipe.sampler](guided, process, noise, y, num_inference_steps=steps, callback=report))
+        batches.append(sample(guided, process, noise, y, num_inference_steps=steps, callback=report))
     return to_uint8(torch.cat(batches).cpu()), labels
 
 
@@ -280,8 +280,9 @@ class _Judge:
 def _blank_row(run: QuickRun, name: str) -> ResultRow:
     """The row without its values: what will be measured, how, with what and where."""
     is_model = name not in (REAL, UNTRAINED)
+    source = name if is_model else run.models[0]
     with torch.device("meta"):
-        model = registry.create(name if is_model else run.models[0])
+        model = registry.create(source)
     settings = {
         "train": asdict(run.suite.train),
         "num_samples": run.suite.num_samples,
@@ -297,7 +298,7 @@ def _blank_row(run: QuickRun, name: str) -> ResultRow:
         seed=run.seed,
         settings=settings,
         config={} if name == REAL else model.config,
-        recipe={} if name == REAL else run.suite.recipe_for(model).to_dict(),
+        recipe={} if name == REAL else run.suite.recipe_for(source, model).to_dict(),
         **run.origin,
     )
 

@@ -29,7 +29,17 @@ class QuickSuite:
             num_inference_steps=25,
         )
     )
-    """of every model; families with token masks add their own masked training pass"""
+    """of every model that trains by diffusion; families with token masks add their own masked training pass"""
+    flow_recipe: Recipe = field(
+        default_factory=lambda: Recipe(
+            prediction="velocity",
+            schedule="flow_linear",
+            guidance=Guidance(scale=1.5),
+            sampler="euler",
+            num_inference_steps=25,
+        )
+    )
+    """of the models whose family trains by flow matching, with as many evaluations a sample"""
     num_samples: int = 1_000
     """samples a model, in equal number of each class"""
     sample_batch_size: int = 250
@@ -40,10 +50,11 @@ class QuickSuite:
     speed_seconds: float = 0.1
     """least length of one such measurement"""
 
-    def recipe_for(self, model: DiffusionTransformer) -> Recipe:
-        """The suite's recipe with the model's own masked training pass, if it has one."""
+    def recipe_for(self, name: str, model: DiffusionTransformer) -> Recipe:
+        """The suite's recipe for a model of this name, with its own masked training pass, if it has one."""
+        published = registry.model_info(name).recipe
         return replace(
-            self.recipe,
+            self.flow_recipe if published is not None and published.is_flow else self.recipe,
             mask_ratio=model.config.get("mask_ratio"),
             mask_ratio_spread=model.mask_ratio_spread,
         )

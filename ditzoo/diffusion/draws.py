@@ -21,7 +21,7 @@ class TrainingDraws(NamedTuple):
     """The random numbers of one pass over a batch.
 
     Attributes:
-        t: (B,) int64 times, uniform over 0 .. T - 1.
+        t: (B,) times, int64 and uniform over 0 .. T - 1, or float32 and uniform over [0, 1).
         label_uniform: (B,) float32; labels whose number is below the dropout probability are dropped.
         noise: (B, C, H, W) float32, standard normal.
         token_noise: (B, N) float32 uniform, whose order decides which tokens are masked.
@@ -43,7 +43,7 @@ def draw_training(
     indices: Sequence[int],
     shape: Sequence[int],
     *,
-    num_timesteps: int,
+    num_timesteps: int | None,
     num_tokens: int = 0,
     num_passes: int = 1,
 ) -> list[TrainingDraws]:
@@ -53,14 +53,17 @@ def draw_training(
         seed: of the run.
         indices: (B) running numbers of the samples since training began.
         shape: (C, H, W).
-        num_timesteps: T.
+        num_timesteps: T; None draws real times, as flows need.
         num_tokens: N, for token masks; 0 where nothing is masked.
         num_passes: MDT's training makes two.
     """
     times, passes = [], [([], [], []) for _ in range(num_passes)]  # type: ignore[var-annotated]
     for index in indices:
         generator = _generator(_TRAINING, seed, index)
-        times.append(torch.randint(num_timesteps, (), generator=generator))
+        if num_timesteps is None:
+            times.append(torch.rand((), generator=generator))
+        else:
+            times.append(torch.randint(num_timesteps, (), generator=generator))
         for noises, label_uniforms, token_noises in passes:
             noises.append(torch.randn(*shape, generator=generator))
             label_uniforms.append(torch.rand((), generator=generator))

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ditzoo.diffusion.draws import TrainingDraws
-from ditzoo.diffusion.process import GaussianDiffusion
+from ditzoo.diffusion.process import FlowMatching, GaussianDiffusion
 
 
 def denoising_loss(
     model: Callable[..., Tensor],
-    process: GaussianDiffusion,
+    process: GaussianDiffusion | FlowMatching,
     x0: Tensor,
     y: Tensor | None,
     draws: TrainingDraws,
@@ -52,7 +52,7 @@ def denoising_loss(
 
 def training_loss(
     model: Callable[..., Tensor],
-    process: GaussianDiffusion,
+    process: GaussianDiffusion | FlowMatching,
     x0: Tensor,
     y: Tensor | None,
     passes: Sequence[TrainingDraws],

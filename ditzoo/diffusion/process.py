@@ -1,4 +1,4 @@
-"""The Gaussian diffusion process: noise schedules and the algebra between x0, noise and v."""
+"""From data to noise: the Gaussian diffusion process and the straight flow, each with what networks predict."""
 
 from __future__ import annotations
 
@@ -43,6 +43,20 @@ def _betas(schedule: Schedule, num_timesteps: int) -> Tensor:
     raise ValueError(f"unknown schedule {schedule!r}; choose linear, scaled_linear or cosine.")
 
 
+def make_process(recipe: Recipe) -> GaussianDiffusion | FlowMatching:
+    """The process that a recipe's schedule names.
+
+    Raises:
+        ValueError: for a schedule that recipes can state and this release does not compute.
+    """
+    if recipe.schedule == "continuous_vp":
+        raise ValueError(
+            "this release states the schedule 'continuous_vp' in recipes and does not compute it; choose linear, "
+            "scaled_linear, cosine or flow_linear."
+        )
+    return FlowMatching() if recipe.is_flow else GaussianDiffusion(recipe)
+
+
 class GaussianDiffusion:
     """x_t = alpha_t x0 + sigma_t noise with alpha_t^2 + sigma_t^2 = 1.
 
@@ -55,7 +69,7 @@ class GaussianDiffusion:
 
     def __init__(self, recipe: Recipe) -> None:
         self.prediction: Prediction = recipe.prediction
-        self.num_timesteps = recipe.num_train_timesteps
+        self.num_timesteps: int = recipe.num_train_timesteps
         self.alphas_cumprod = torch.cumprod(1 - make_betas(recipe.schedule, self.num_timesteps), dim=0)
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,3 +100,24 @@ class GaussianDiffusion:
         if self.prediction == "sample":
             return prediction, (x - alpha * prediction) / sigma
         return alpha * x - sigma * prediction, sigma * x + alpha * prediction
+
+
+class FlowMatching:
+    """x_t = t x0 + (1 - t) noise: the straight line from noise at time 0 to data at time 1 (arXiv:2210.02747; the
+    linear interpolant of SiT, arXiv:2401.08740, whose paper counts time the other way). Networks predict the
+    velocity x0 - noise.
+
+    Attributes:
+        num_timesteps: None, since times are real numbers in [0, 1].
+    """
+
+    num_timesteps = None
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t from x0 and noise, (B, C, H, W), at times t (B,) in [0, 1]."""
+        t = t.view(-1, 1, 1, 1)
+        return t * x0 + (1 - t) * noise
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The velocity dx_t / dt, the same all along the line: (B, C, H, W)."""
+        return x0 - noise

@@ -2,6 +2,7 @@
 
 from ditzoo.layers.attention import Attention, RelativePositionBias, attend
 from ditzoo.layers.embeddings import LabelEmbedder, TimestepEmbedder, timestep_embedding, uninitialized_embedding
+from ditzoo.layers.linear import Linear
 from ditzoo.layers.masking import TokenMask, random_token_mask
 from ditzoo.layers.mlp import Mlp
 from ditzoo.layers.modulation import AdaLNFinalLayer, AdaLNZeroBlock, modulate, plain_layer_norm
@@ -13,17 +14,20 @@ from ditzoo.layers.positions import (
     resize_relative_position_table,
     sincos_position_table,
 )
+from ditzoo.layers.unused import UnusedWeights
 
 __all__ = [
     "AdaLNFinalLayer",
     "AdaLNZeroBlock",
     "Attention",
     "LabelEmbedder",
+    "Linear",
     "Mlp",
     "PatchEmbed",
     "RelativePositionBias",
     "TimestepEmbedder",
     "TokenMask",
+    "UnusedWeights",
     "attend",
     "frozen_positions",
     "modulate",

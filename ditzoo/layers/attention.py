@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 
+from ditzoo.layers.linear import Linear
 from ditzoo.layers.positions import resize_relative_position_table
+from ditzoo.layers.unused import UnusedWeights
 
 
 def attend(qkv: Tensor, num_heads: int, bias: Tensor | None = None) -> Tensor:
@@ -63,6 +67,12 @@ class RelativePositionBias(nn.Module):
             table = resize_relative_position_table(table, self.grid, grid)
         return rearrange(F.embedding(index, table), "... q k h -> ... h q k").contiguous()
 
+    def unused_weights(self) -> Iterator[UnusedWeights]:
+        if self.spare_rows:
+            rows = self.relative_position_bias_table.shape[0]
+            spare = range(rows - self.spare_rows, rows)
+            yield UnusedWeights("relative_position_bias_table", spare, "spare rows that no offset uses")
+
 
 class Attention(nn.Module):
     """Self-attention with one packed projection `qkv`, an output projection `proj`, and a relative-position bias
@@ -77,11 +87,16 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.qkv = Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
+        self.proj = Linear(hidden_size, hidden_size)
         self.rel_pos_bias = rel_pos_bias
 
     def forward(self, x: Tensor, index: Tensor | None = None, grid: tuple[int, int] | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D); `index` and `grid` as `RelativePositionBias` takes them, if there is one."""
         bias = None if self.rel_pos_bias is None else self.rel_pos_bias(index, grid)
         return self.proj(attend(self.qkv(x), self.num_heads, bias))
+
+    def unused_weights(self) -> Iterator[UnusedWeights]:
+        if self.qkv.bias is not None:
+            width = self.qkv.in_features
+            yield UnusedWeights("qkv.bias", range(width, 2 * width), "the softmax cancels a bias of the keys")

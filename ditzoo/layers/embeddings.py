@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ditzoo.layers.linear import Linear
+
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoids of the time, cosines first (section 3.5 of arXiv:1706.03762, as used by ADM).
@@ -37,9 +39,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(self.num_frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
+        self.mlp = nn.Sequential(Linear(self.num_frequencies, hidden_size), nn.SiLU(), Linear(hidden_size, hidden_size))
 
     def reset_parameters(self) -> None:
         """Normal weights of standard deviation 0.02, as DiT; biases are left as they are."""

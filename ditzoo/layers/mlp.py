@@ -6,6 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from ditzoo.layers.linear import Linear
+
 
 class Mlp(nn.Module):
     """Linear, GELU, Linear. `approximate` picks GELU's tanh form or the exact one ("none")."""
@@ -13,9 +15,9 @@ class Mlp(nn.Module):
     def __init__(self, hidden_size: int, mlp_ratio: float, approximate: Literal["tanh", "none"] = "tanh") -> None:
         super().__init__()
         inner = int(hidden_size * mlp_ratio)
-        self.fc1 = nn.Linear(hidden_size, inner)
+        self.fc1 = Linear(hidden_size, inner)
         self.act = nn.GELU(approximate=approximate)
-        self.fc2 = nn.Linear(inner, hidden_size)
+        self.fc2 = Linear(inner, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""

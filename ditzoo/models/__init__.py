@@ -1,13 +1,14 @@
 """The model families. A new one is a file here and a line in `FAMILIES`."""
 
-from ditzoo.models import diffit, dit, mdt, uvit
+from ditzoo.models import diffit, dit, mdt, sit, uvit
 from ditzoo.models.base import Architecture, Checkpoint, DiffusionTransformer, Family, Intermediates
 from ditzoo.models.diffit import DiffiT
 from ditzoo.models.dit import DiT
 from ditzoo.models.mdt import MDT, MDTv2
+from ditzoo.models.sit import SiT
 from ditzoo.models.uvit import UViT
 
-FAMILIES: tuple[Family, ...] = (dit.FAMILY, uvit.FAMILY, mdt.FAMILY, diffit.FAMILY)
+FAMILIES: tuple[Family, ...] = (dit.FAMILY, uvit.FAMILY, mdt.FAMILY, diffit.FAMILY, sit.FAMILY)
 
 __all__ = [
     "FAMILIES",
@@ -20,5 +21,6 @@ __all__ = [
     "Family",
     "Intermediates",
     "MDTv2",
+    "SiT",
     "UViT",
 ]

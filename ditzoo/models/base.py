@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ditzoo.layers import TokenMask
+from ditzoo.layers import TokenMask, UnusedWeights
+from ditzoo.recipe import Recipe
 
 
 class Intermediates(NamedTuple):
@@ -62,6 +63,8 @@ class DiffusionTransformer(nn.Module):
     mask_ratio_spread: ClassVar[float] = 0.0
     #: buffers of the official state dicts that ditzoo computes and therefore drops on loading
     constant_buffers: ClassVar[tuple[str, ...]] = ()
+    #: False where the network has weights for a variance and forward drops it, as SiT's does
+    returns_variance: ClassVar[bool] = True
     #: tokens in front of the patch tokens
     num_extra_tokens: int = 0
 
@@ -80,7 +83,9 @@ class DiffusionTransformer(nn.Module):
         self.num_classes: int = self.config["num_classes"]
         self.class_dropout_prob: float = self.config["class_dropout_prob"]
         self.learn_sigma: bool = self.config["learn_sigma"]
-        self.out_channels = 2 * self.in_channels if self.learn_sigma else self.in_channels
+        #: channels that the last layer computes
+        self.head_channels = 2 * self.in_channels if self.learn_sigma else self.in_channels
+        self.out_channels = self.head_channels if self.returns_variance else self.in_channels
         self.grid = (self.input_size // self.patch_size, self.input_size // self.patch_size)
         self.grad_checkpointing = False
         self.register_load_state_dict_pre_hook(_accept_official_state)
@@ -118,6 +123,15 @@ class DiffusionTransformer(nn.Module):
         """Names of the parameters that optimisers are advised not to decay: the position tables."""
         names = ("pos_embed", "relative_position_bias_table", "mask_token")
         return {name for name, _ in self.named_parameters() if name.endswith(names)}
+
+    def unused_weights(self) -> list[UnusedWeights]:
+        """Trained or frozen weights that the state dict has, as the original's does, and that change no output."""
+        return [
+            UnusedWeights(f"{path}.{name}", rows, reason)
+            for path, module in self.named_modules()
+            if module is not self and hasattr(module, "unused_weights")
+            for name, rows, reason in module.unused_weights()
+        ]
 
     def initialize_weights(self) -> None:
         """Draw fresh weights as the family's authors do."""
@@ -308,19 +322,29 @@ class DiffusionTransformer(nn.Module):
 def _accept_official_state(module: DiffusionTransformer, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
     """Take off what training scripts wrap around a state dict, and the buffers that ditzoo computes."""
     if not prefix:
-        if isinstance(state_dict.get("ema"), Mapping):
-            nested = dict(state_dict["ema"])
-            state_dict.clear()
-            state_dict.update(nested)
-        for key in list(state_dict):
-            bare = key
-            while bare.startswith(("module.", "_orig_mod.")):
-                bare = bare.partition(".")[2]
-            if bare != key:
-                state_dict[bare] = state_dict.pop(key)
+        bare = unwrap_state(state_dict)
+        state_dict.clear()
+        state_dict.update(bare)
     for key in list(state_dict):
-        if key.startswith(prefix) and key.rpartition(".")[2] in module.constant_buffers:
+        if key.startswith(prefix) and is_constant_buffer(module, key):
             del state_dict[key]
+
+
+def unwrap_state(state: Mapping[str, Any], nests: Sequence[str] = ("ema",)) -> dict[str, Any]:
+    """A state dict without what training scripts wrap around it: the first of the `nests` that it has, and the
+    prefixes `module.` (data-parallel training) and `_orig_mod.` (`torch.compile`)."""
+    found = next((state[nest] for nest in nests if isinstance(state.get(nest), Mapping)), state)
+    bare = {}
+    for key, value in found.items():
+        while key.startswith(("module.", "_orig_mod.")):
+            key = key.partition(".")[2]
+        bare[key] = value
+    return bare
+
+
+def is_constant_buffer(module: type[DiffusionTransformer] | DiffusionTransformer, key: str) -> bool:
+    """Whether an official state dict's entry is a buffer that ditzoo computes."""
+    return key.rpartition(".")[2] in module.constant_buffers
 
 
 def initialize_like_dit(model: nn.Module) -> None:
@@ -393,12 +417,14 @@ class Checkpoint:
         source: where its authors put it.
         licence: of the weights, in their authors' words.
         data: what it was trained on.
+        recipe: how it was trained and is sampled; the architecture's where None.
     """
 
     config: Mapping[str, Any]
     source: str
     licence: str
     data: str
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True)
@@ -411,6 +437,7 @@ class Architecture:
         config: constructor arguments; what is not named keeps the class's default.
         ours: True where no paper has this size; such models are marked in every table.
         checkpoints: published weights by tag.
+        recipe: how the authors train and sample it; the family's where None.
     """
 
     name: str
@@ -418,6 +445,7 @@ class Architecture:
     config: Mapping[str, Any]
     ours: bool = False
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True)
@@ -429,6 +457,7 @@ class Family:
         title: name in print.
         summary: one sentence on what sets the family apart.
         paper: title and arXiv number.
+        recipe: how the authors train and sample it, unless an architecture or a checkpoint says otherwise.
         architectures: its named networks.
     """
 
@@ -436,6 +465,7 @@ class Family:
     title: str
     summary: str
     paper: str
+    recipe: Recipe
     architectures: Sequence[Architecture]
 
 
@@ -447,3 +477,12 @@ TINY: dict[str, Any] = {
     "num_classes": 10,
     "learn_sigma": False,
 }
+
+
+#: The published latent models see the latents of Stable Diffusion's fine-tuned autoencoder, scaled like this.
+SD_VAE: dict[str, Any] = {"latent_codec": "stabilityai/sd-vae-ft-ema", "latent_scale": 0.18215}
+
+
+def pixel_recipe(recipe: Recipe) -> Recipe:
+    """The same recipe without an autoencoder."""
+    return replace(recipe, latent_codec=None, latent_scale=1.0)

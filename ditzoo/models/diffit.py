@@ -6,16 +6,21 @@ and a projection of the condition ("time-dependent self-attention", section 3.1)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from ditzoo.layers import (
     LabelEmbedder,
+    Linear,
     Mlp,
     PatchEmbed,
     RelativePositionBias,
     TimestepEmbedder,
     TokenMask,
+    UnusedWeights,
     attend,
     frozen_positions,
     plain_layer_norm,
@@ -24,15 +29,18 @@ from ditzoo.layers import (
     unpatchify,
 )
 from ditzoo.models.base import (
+    SD_VAE,
     TINY,
     Architecture,
     Checkpoint,
     DiffusionTransformer,
     Family,
     initialize_like_dit,
+    pixel_recipe,
     zero_parameters,
 )
 from ditzoo.models.dit import SIZES
+from ditzoo.recipe import Guidance, Recipe
 
 Grid = tuple[int, int]
 
@@ -46,14 +54,20 @@ class TimeDependentAttention(RelativePositionBias):
     def __init__(self, hidden_size: int, num_heads: int, grid: Grid) -> None:
         super().__init__(grid, num_heads)
         self.num_heads = num_heads
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.qkv_temb = nn.Linear(hidden_size, 3 * hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.qkv = Linear(hidden_size, 3 * hidden_size)
+        self.qkv_temb = Linear(hidden_size, 3 * hidden_size)
+        self.proj = Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor, c: Tensor, index: Tensor, grid: Grid) -> Tensor:  # type: ignore[override]
         """Tokens x (B, N, D), condition c (B, D), `index` (N, N) into the bias table -> (B, N, D)."""
         qkv = self.qkv(x) + self.qkv_temb(c)[:, None]  # (B, N, 3D)
         return self.proj(attend(qkv, self.num_heads, super().forward(index, grid)))
+
+    def unused_weights(self) -> Iterator[UnusedWeights]:
+        yield from super().unused_weights()
+        width = self.qkv.in_features
+        for name in ("qkv.bias", "qkv_temb.weight", "qkv_temb.bias"):
+            yield UnusedWeights(name, range(width, 2 * width), "the softmax cancels what all keys have in common")
 
 
 class DiffiTBlock(nn.Module):
@@ -79,7 +93,7 @@ class DiffiTFinalLayer(nn.Module):
         super().__init__()
         self.norm_final = plain_layer_norm(hidden_size)
         self.act = nn.SiLU()
-        self.linear = nn.Linear(hidden_size, patch_size * patch_size * out_channels)
+        self.linear = Linear(hidden_size, patch_size * patch_size * out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, p * p * C')."""
@@ -138,22 +152,37 @@ class DiffiT(DiffusionTransformer):
         return unpatchify(x, self.patch_size, grid)  # (B, C', H, W)
 
 
+#: Table 9 and the published command line, which says 4.4 where the paper says 4.6.
+RECIPE = Recipe(
+    prediction="epsilon",
+    schedule="linear",
+    guidance=Guidance(scale=4.4, channels=3, schedule="power_cosine", power=4.0),
+    sampler="ddpm",
+    num_inference_steps=250,
+    **SD_VAE,
+)
+_RECIPES = {256: RECIPE, 512: replace(RECIPE, guidance=Guidance(scale=1.49, channels=3))}
+
+
 def _checkpoint(resolution: int) -> Checkpoint:
     return Checkpoint(
         config={"input_size": resolution // 8},
         source=f"https://huggingface.co/nvidia/DiffiT (diffit_{resolution}.safetensors)",
         licence="CC-BY-NC-SA-4.0",
         data=f"ImageNet-1k at {resolution}x{resolution}",
+        recipe=_RECIPES[resolution],
     )
 
 
+_TINY = {**TINY, "depth": 4, "hidden_size": 80, "num_heads": 4}
 FAMILY = Family(
     name="diffit",
     title="DiffiT",
     summary="Time-dependent self-attention in place of adaptive layer norm, with a relative-position bias.",
     paper="DiffiT: Diffusion Vision Transformers for Image Generation, arXiv:2312.02139",
+    recipe=RECIPE,
     architectures=[
-        Architecture("diffit_ti_2", DiffiT, {**TINY, "depth": 4, "hidden_size": 80, "num_heads": 4}, ours=True),
+        Architecture("diffit_ti_2", DiffiT, _TINY, ours=True, recipe=pixel_recipe(RECIPE)),
         # Only XL is published; the smaller ones take DiT's sizes.
         *(Architecture(f"diffit_{size}_2", DiffiT, SIZES[size], ours=True) for size in ("s", "b", "l")),
         Architecture(

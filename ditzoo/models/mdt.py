@@ -7,6 +7,8 @@ whole image. Version 2 gives the encoder long skips and hands every decoder bloc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,16 +18,19 @@ from ditzoo.layers import (
     AdaLNFinalLayer,
     AdaLNZeroBlock,
     LabelEmbedder,
+    Linear,
     PatchEmbed,
     RelativePositionBias,
     TimestepEmbedder,
     TokenMask,
+    UnusedWeights,
     relative_position_index,
     resize_position_table,
     sincos_position_table,
     unpatchify,
 )
 from ditzoo.models.base import (
+    SD_VAE,
     TINY,
     Architecture,
     Checkpoint,
@@ -34,9 +39,11 @@ from ditzoo.models.base import (
     check_integer,
     check_number,
     initialize_like_dit,
+    pixel_recipe,
     zero_parameters,
 )
 from ditzoo.models.dit import SIZES
+from ditzoo.recipe import Guidance, Recipe
 
 Grid = tuple[int, int]
 
@@ -47,7 +54,7 @@ class MDTBlock(AdaLNZeroBlock):
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, grid: Grid, skip: bool = False) -> None:
         rel_pos_bias = RelativePositionBias(grid, num_heads, spare_rows=3)
         super().__init__(hidden_size, num_heads, mlp_ratio, rel_pos_bias)
-        self.skip_linear = nn.Linear(2 * hidden_size, hidden_size) if skip else None
+        self.skip_linear = Linear(2 * hidden_size, hidden_size) if skip else None
 
     def forward(
         self,
@@ -111,6 +118,15 @@ class _MaskedDiffusionTransformer(DiffusionTransformer):
             elif isinstance(module, MDTBlock):
                 zero_parameters(module.adaLN_modulation)
         zero_parameters(self.final_layer)
+
+    def unused_weights(self) -> list[UnusedWeights]:
+        unused = super().unused_weights()
+        if self.mask_ratio is None:
+            reason = "only masked passes run it, and mask_ratio is None"
+            own = [*(f"sideblocks.{name}" for name, _ in self.sideblocks.named_parameters()), "mask_token"]
+            unused = [weights for weights in unused if weights.name not in own]
+            unused += [UnusedWeights(name, None, reason) for name in own]
+        return unused
 
     def encode(self, x: Tensor, c: Tensor, index: Tensor, grid: Grid) -> Tensor:
         """Run the encoder on all or on the kept tokens: (B, K, D) -> (B, K, D)."""
@@ -264,8 +280,23 @@ CHECKPOINTS = {
 }
 
 
-def _architecture(name: str, model_cls: type[DiffusionTransformer], **config: Any) -> Architecture:
-    return Architecture(name, model_cls, config, checkpoints=CHECKPOINTS.get(name, {}))
+#: Section 4.1, with guidance. Version 2 draws its mask ratio from [0.3, 0.5].
+RECIPE = Recipe(
+    prediction="epsilon",
+    schedule="linear",
+    guidance=Guidance(scale=3.8, channels=3, schedule="power_cosine", power=4.0),
+    sampler="ddpm",
+    num_inference_steps=250,
+    mask_ratio=0.3,
+    **SD_VAE,
+)
+RECIPE_V2 = replace(RECIPE, mask_ratio_spread=MDTv2.mask_ratio_spread)
+
+
+def _architecture(
+    name: str, model_cls: type[DiffusionTransformer], recipe: Recipe, config: Mapping[str, Any], ours: bool = False
+) -> Architecture:
+    return Architecture(name, model_cls, config, ours, checkpoints=CHECKPOINTS.get(name, {}), recipe=recipe)
 
 
 _TINY = {**TINY, "hidden_size": 64, "depth": 3, "num_heads": 4, "decode_layer": 1}
@@ -274,12 +305,13 @@ FAMILY = Family(
     title="MDT",
     summary="Masked token training with a side-interpolater; version 2 adds long skips.",
     paper="Masked Diffusion Transformer is a Strong Image Synthesizer, arXiv:2303.14389",
+    recipe=RECIPE,
     architectures=[
-        Architecture("mdt_ti_2", MDT, _TINY, ours=True),
-        *(_architecture(f"mdt_{size}_2", MDT, **options) for size, options in SIZES.items()),
-        Architecture("mdtv2_ti_2", MDTv2, _TINY, ours=True),
+        _architecture("mdt_ti_2", MDT, pixel_recipe(RECIPE), _TINY, ours=True),
+        *(_architecture(f"mdt_{size}_2", MDT, RECIPE, options) for size, options in SIZES.items()),
+        _architecture("mdtv2_ti_2", MDTv2, pixel_recipe(RECIPE_V2), _TINY, ours=True),
         *(
-            _architecture(f"mdtv2_{size}_2", MDTv2, **options, decode_layer=6 if size == "s" else 4)
+            _architecture(f"mdtv2_{size}_2", MDTv2, RECIPE_V2, {**options, "decode_layer": 6 if size == "s" else 4})
             for size, options in SIZES.items()
         ),
     ],

@@ -6,11 +6,14 @@ second, as in a U-Net.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from ditzoo.layers import (
     Attention,
+    Linear,
     Mlp,
     PatchEmbed,
     TokenMask,
@@ -19,7 +22,8 @@ from ditzoo.layers import (
     uninitialized_embedding,
     unpatchify,
 )
-from ditzoo.models.base import TINY, Architecture, Checkpoint, DiffusionTransformer, Family
+from ditzoo.models.base import TINY, Architecture, Checkpoint, DiffusionTransformer, Family, pixel_recipe
+from ditzoo.recipe import Guidance, Recipe
 
 
 class UViTBlock(nn.Module):
@@ -31,7 +35,7 @@ class UViTBlock(nn.Module):
         self.attn = Attention(hidden_size, num_heads, qkv_bias)
         self.norm2 = nn.LayerNorm(hidden_size)
         self.mlp = Mlp(hidden_size, mlp_ratio, approximate="none")
-        self.skip_linear = nn.Linear(2 * hidden_size, hidden_size) if skip else None
+        self.skip_linear = Linear(2 * hidden_size, hidden_size) if skip else None
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """Tokens x and skip (B, N, D) -> (B, N, D)."""
@@ -84,7 +88,7 @@ class UViT(DiffusionTransformer):
         half = depth // 2
         self.patch_embed = PatchEmbed(patch_size, in_channels, hidden_size)
         self.time_embed = (
-            nn.Sequential(nn.Linear(hidden_size, 4 * hidden_size), nn.SiLU(), nn.Linear(4 * hidden_size, hidden_size))
+            nn.Sequential(Linear(hidden_size, 4 * hidden_size), nn.SiLU(), Linear(4 * hidden_size, hidden_size))
             if mlp_time_embed
             else nn.Identity()
         )
@@ -94,7 +98,7 @@ class UViT(DiffusionTransformer):
         self.mid_block = block()
         self.out_blocks = nn.ModuleList(block(skip) for _ in range(half))
         self.norm = nn.LayerNorm(hidden_size)
-        self.decoder_pred = nn.Linear(hidden_size, patch_size * patch_size * in_channels)
+        self.decoder_pred = Linear(hidden_size, patch_size * patch_size * in_channels)
         self.final_layer = nn.Conv2d(in_channels, in_channels, 3, padding=1) if conv else nn.Identity()
         self.initialize()
 
@@ -145,58 +149,147 @@ class UViT(DiffusionTransformer):
 
 SIZES = {
     "s": {"depth": 12, "hidden_size": 512, "num_heads": 8},
+    "s_deep": {"depth": 16, "hidden_size": 512, "num_heads": 8},
     "m": {"depth": 16, "hidden_size": 768, "num_heads": 12},
     "l": {"depth": 20, "hidden_size": 1024, "num_heads": 16},
     "h": {"depth": 28, "hidden_size": 1152, "num_heads": 16, "conv": False},
 }
 
+#: The 256x256 latent model H/2 (sections 5.1 and 5.2). U-ViT counts its guidance from 0: 0.4 is DiT's 1.4.
+RECIPE = Recipe(
+    prediction="epsilon",
+    schedule="scaled_linear",
+    guidance=Guidance(scale=0.4, convention="uvit"),
+    sampler="dpm_solver++",
+    num_inference_steps=50,
+    latent_codec="autoencoder_kl_ema",
+    latent_scale=0.18215,
+)
+#: L/2 and L/4 train in continuous time.
+_CONTINUOUS = replace(RECIPE, schedule="continuous_vp", sampler="dpm_solver", latent_codec="autoencoder_kl")
+_AT_512 = Guidance(scale=0.7, convention="uvit")
+_UNGUIDED = Guidance(scale=0.0, convention="uvit")
+_PIXEL_SDE = replace(pixel_recipe(_CONTINUOUS), guidance=_UNGUIDED, sampler="euler_maruyama", num_inference_steps=1000)
+_PIXEL_ODE = replace(pixel_recipe(_CONTINUOUS), guidance=_UNGUIDED)
 
-def _checkpoint(file: str, data: str, **config: object) -> Checkpoint:
+
+def _checkpoint(file: str, drive_id: str, data: str, recipe: Recipe, **config: object) -> Checkpoint:
     return Checkpoint(
         config=config,
-        source=f"https://github.com/baofff/U-ViT (Google Drive, {file})",
+        source=f"https://drive.google.com/file/d/{drive_id} ({file})",
         licence="none stated for the weights; the code is MIT",
         data=data,
+        recipe=recipe,
     )
 
 
+_IMAGENET = "ImageNet-1k at {0}x{0}"
 _PIXELS = {"input_size": 64, "in_channels": 3}
 # The published pixel models of ImageNet are conditional but know no null label.
 _IMAGENET_64 = {**_PIXELS, "class_dropout_prob": 0.0}
 CHECKPOINTS = {
     "uvit_s_2": {
-        "cifar10": _checkpoint("cifar10_uvit_small.pth", "CIFAR-10", input_size=32, in_channels=3, num_classes=0)
+        "cifar10": _checkpoint(
+            "cifar10_uvit_small.pth",
+            "1yoYyuzR_hQYWU0mkTj659tMTnoCWCMv-",
+            "CIFAR-10",
+            _PIXEL_SDE,
+            input_size=32,
+            in_channels=3,
+            num_classes=0,
+        )
     },
-    "uvit_s_4": {"celeba64": _checkpoint("celeba64_uvit_small.pth", "CelebA 64x64", **_PIXELS, num_classes=0)},
-    "uvit_m_4": {"in64": _checkpoint("imagenet64_uvit_mid.pth", "ImageNet-1k at 64x64", **_IMAGENET_64)},
-    "uvit_l_2": {"in256": _checkpoint("imagenet256_uvit_large.pth", "ImageNet-1k at 256x256", class_dropout_prob=0.15)},
+    "uvit_s_4": {
+        "celeba64": _checkpoint(
+            "celeba64_uvit_small.pth",
+            "13YpbRtlqF1HDBNLNRlKxLTbKbKeLE06C",
+            "CelebA 64x64",
+            _PIXEL_SDE,
+            **_PIXELS,
+            num_classes=0,
+        )
+    },
+    "uvit_m_4": {
+        "in64": _checkpoint(
+            "imagenet64_uvit_mid.pth",
+            "1igVgRY7-A0ZV3XqdNcMGOnIGOxKr9azv",
+            _IMAGENET.format(64),
+            _PIXEL_ODE,
+            **_IMAGENET_64,
+        )
+    },
+    "uvit_l_2": {
+        "in256": _checkpoint(
+            "imagenet256_uvit_large.pth",
+            "1w7T1hiwKODgkYyMH9Nc9JNUThbxFZgs3",
+            _IMAGENET.format(256),
+            _CONTINUOUS,
+            class_dropout_prob=0.15,
+        )
+    },
     "uvit_l_4": {
-        "in64": _checkpoint("imagenet64_uvit_large.pth", "ImageNet-1k at 64x64", **_IMAGENET_64),
+        "in64": _checkpoint(
+            "imagenet64_uvit_large.pth",
+            "19rmun-T7RwkNC1feEPWinIo-1JynpW7J",
+            _IMAGENET.format(64),
+            _PIXEL_ODE,
+            **_IMAGENET_64,
+        ),
         "in512": _checkpoint(
-            "imagenet512_uvit_large.pth", "ImageNet-1k at 512x512", input_size=64, class_dropout_prob=0.15
+            "imagenet512_uvit_large.pth",
+            "1mkj4aN2utHMBTWQX9l1nYue9vleL7ZSB",
+            _IMAGENET.format(512),
+            replace(_CONTINUOUS, guidance=_AT_512),
+            input_size=64,
+            class_dropout_prob=0.15,
         ),
     },
-    "uvit_h_2": {"in256": _checkpoint("imagenet256_uvit_huge.pth", "ImageNet-1k at 256x256")},
-    "uvit_h_4": {"in512": _checkpoint("imagenet512_uvit_huge.pth", "ImageNet-1k at 512x512", input_size=64)},
+    "uvit_h_2": {
+        "in256": _checkpoint(
+            "imagenet256_uvit_huge.pth",
+            "13StUdrjaaSXjfqqF7M47BzPyhMAArQ4u",
+            _IMAGENET.format(256),
+            RECIPE,
+        )
+    },
+    "uvit_h_4": {
+        "in512": _checkpoint(
+            "imagenet512_uvit_huge.pth",
+            "1uegr2o7cuKXtf2akWGAN2Vnlrtw5YKQq",
+            _IMAGENET.format(512),
+            replace(RECIPE, guidance=_AT_512),
+            input_size=64,
+        )
+    },
 }
 
+_TINY = {**TINY, "depth": 2, "hidden_size": 96, "num_heads": 8, "conv": False}
 FAMILY = Family(
     name="uvit",
     title="U-ViT",
     summary="Time, class and patches as tokens, with long skip connections between the two halves.",
     paper="All are Worth Words: A ViT Backbone for Diffusion Models, arXiv:2209.12152",
+    recipe=RECIPE,
     architectures=[
-        Architecture(
-            "uvit_ti_2", UViT, {**TINY, "depth": 2, "hidden_size": 96, "num_heads": 8, "conv": False}, ours=True
-        ),
+        Architecture("uvit_ti_2", UViT, _TINY, ours=True, recipe=pixel_recipe(RECIPE)),
         *(
             Architecture(
                 name := f"uvit_{size}_{patch_size}",
                 UViT,
                 {"patch_size": patch_size, **SIZES[size]},
+                ours=size == "s_deep",  # the authors condition this size on text only
                 checkpoints=CHECKPOINTS.get(name, {}),
             )
-            for size, patch_size in [("s", 2), ("s", 4), ("m", 4), ("l", 2), ("l", 4), ("h", 2), ("h", 4)]
+            for size, patch_size in [
+                ("s", 2),
+                ("s", 4),
+                ("s_deep", 2),
+                ("m", 4),
+                ("l", 2),
+                ("l", 4),
+                ("h", 2),
+                ("h", 4),
+            ]
         ),
     ],
 )

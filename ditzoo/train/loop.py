@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ditzoo.diffusion import GaussianDiffusion, TrainingDraws, draw_training, training_loss
+from ditzoo.diffusion import TrainingDraws, draw_training, make_process, training_loss
 from ditzoo.diffusion.draws import epoch_order, step_uniform
 from ditzoo.layers import TokenMask, random_token_mask
 from ditzoo.models import DiffusionTransformer
@@ -104,7 +104,7 @@ def train(
             f"the recipe masks tokens (mask_ratio={recipe.mask_ratio}) but {type(model).__name__} takes no masks; "
             "use a recipe with mask_ratio=None."
         )
-    process = GaussianDiffusion(recipe)
+    process = make_process(recipe)
     ema = copy.deepcopy(model).eval()
     # Lists, because to walk a tree of modules in every step takes a tenth of a tiny model's time.
     weights, averages = list(model.parameters()), list(ema.parameters())

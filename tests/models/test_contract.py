@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def test_output_has_the_shape_of_the_input(name):
     model = on_meta(name)
     x, t, y = inputs(model)
     S, C = model.input_size, model.config["in_channels"]
-    assert model.out_channels == (2 * C if model.config["learn_sigma"] else C)
+    assert model.out_channels == (2 * C if model.config["learn_sigma"] and model.returns_variance else C)
     assert model(x, t, y).shape == (2, model.out_channels, S, S)
 
 
@@ -79,7 +80,8 @@ def test_options_have_the_same_names_in_every_family(name):
 def test_bare_names_build_the_latent_model_with_a_thousand_classes(name):
     config = ditzoo.model_info(name).config
     assert (config["input_size"], config["in_channels"], config["num_classes"]) == (32, 4, 1000)
-    assert config["patch_size"] == int(name.rpartition("_")[2])
+    patch_size = int(re.search(r"_(\d+)(_|$)", name)[1])
+    assert config["patch_size"] == patch_size
     assert config["class_dropout_prob"] == 0.1
 
 
@@ -120,7 +122,8 @@ def test_learned_variance_doubles_the_channels_where_the_family_has_it(name):
             ditzoo.create(name, learn_sigma=True)
     else:
         model = lively(name, learn_sigma=True, in_channels=3)
-        assert model(*inputs(model)).shape == (2, 6, 8, 8)
+        assert model.head_channels == 6
+        assert model(*inputs(model)).shape == (2, 6 if model.returns_variance else 3, 8, 8)
 
 
 @pytest.mark.parametrize("name", TINY)

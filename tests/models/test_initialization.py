@@ -32,7 +32,7 @@ def test_fresh_parameters_are_distributed_as_the_official_ones(case):
             assert largest == pytest.approx(expected["absmax"], rel=20 / n), name
 
 
-@pytest.mark.parametrize("case", ["dit", "dit_nosigma_p4", "diffit", "diffit_in64_p8"])
+@pytest.mark.parametrize("case", ["dit", "dit_nosigma_p4", "sit", "diffit", "diffit_in64_p8"])
 def test_frozen_positions_are_the_official_table(case):
     case = golden_case(case)
     fresh = case.model_cls(**case.options).pos_embed

@@ -33,6 +33,8 @@ def test_every_published_size_is_compared():
     configs = [ditzoo.model_info(name).config for name in compared]
     for name in ditzoo.list_models():
         info = ditzoo.model_info(name)
+        if info.config.get("conditioning", "adaln_zero") != "adaln_zero":
+            continue  # no official code: tests/models/test_conditioning.py compares with the paper
         tagged = {f"{name}.{tag}" for tag in info.tags}
         assert info.ours or {name, *tagged} & compared, name
     for name in ditzoo.list_models(pretrained=True):
@@ -50,7 +52,9 @@ def test_model_info_counts_what_the_model_has(name):
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_models_are_tiny(name):
     info = ditzoo.model_info(name)
-    assert 300_000 <= info.num_params <= 600_000
+    # DiT's other conditionings keep the size of dit_ti_2, and need fewer parameters for it.
+    least = 300_000 if info.config.get("conditioning", "adaln_zero") == "adaln_zero" else 200_000
+    assert least <= info.num_params <= 600_000
     shape = {key: info.config[key] for key in ("input_size", "in_channels", "num_classes", "learn_sigma")}
     assert shape == {"input_size": 8, "in_channels": 1, "num_classes": 10, "learn_sigma": False}
     assert info.ours
