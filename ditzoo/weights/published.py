@@ -1,0 +1,106 @@
+"""What is known of the published networks: parameter counts of the official code, and costs that papers print."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from ditzoo import registry
+
+#: Counted in the official networks; packed by `tests/weights/pack_golden.py`.
+PARAM_COUNTS_FILE = Path(__file__).parent / "param_counts.json"
+
+
+class OfficialCount(NamedTuple):
+    """Size of an official network."""
+
+    total: int
+    """parameters, frozen ones included"""
+    keys: int
+    """entries of its state dict, constant buffers included"""
+    source: str
+    """repository and commit"""
+
+
+class PublishedCost(NamedTuple):
+    """What a paper prints for one model."""
+
+    name: str
+    gmacs: str
+    """1e9 multiply-adds, with the paper's own digits"""
+    source: str
+    attention: bool = True
+    """whether the figure includes the two products inside attention"""
+    params: str | None = None
+    """millions of parameters, where no official code tells them exactly"""
+
+
+_DIT = "arXiv:2212.09748, table 4"
+_QUOTED = "quoted by later papers; read second-hand"
+PUBLISHED_COSTS = (
+    PublishedCost("dit_s_8", "0.36", _DIT),
+    PublishedCost("dit_s_4", "1.41", _DIT),
+    PublishedCost("dit_s_2", "6.06", _DIT),
+    PublishedCost("dit_b_8", "1.42", _DIT),
+    PublishedCost("dit_b_4", "5.56", _DIT),
+    PublishedCost("dit_b_2", "23.01", _DIT),
+    PublishedCost("dit_l_8", "5.01", _DIT),
+    PublishedCost("dit_l_4", "19.70", _DIT),
+    PublishedCost("dit_l_2", "80.71", _DIT),
+    PublishedCost("dit_xl_8", "7.39", _DIT),
+    PublishedCost("dit_xl_4", "29.05", _DIT),
+    PublishedCost("dit_xl_2", "118.64", _DIT),
+    PublishedCost("dit_xl_2.in512", "524.60", _DIT),
+    PublishedCost("dit_xl_2_adaln", "118.56", _DIT, params="600"),
+    PublishedCost("dit_xl_2_crossattn", "137.62", _DIT, params="598"),
+    PublishedCost("dit_xl_2_incontext", "119.37", _DIT, params="449"),
+    PublishedCost("uvit_l_2", "77", _QUOTED),
+    PublishedCost("uvit_h_2", "133", _QUOTED),
+    PublishedCost("mdt_xl_2", "119", _QUOTED),
+    PublishedCost("diffit_xl_2", "114", "arXiv:2312.02139, table 9", attention=False),
+    PublishedCost("sit_xl_2", "119", "README of github.com/willisma/SiT"),
+)
+
+#: `sampled_hash` of the authors' files, by tagged name. None is known to this release.
+SAMPLED_HASHES: dict[str, str] = {}
+
+
+def official_count(name: str) -> OfficialCount | None:
+    """The official network's size; None where there is no official network of this configuration."""
+    return next((_param_counts()[twin] for twin in _twins(name) if twin in _param_counts()), None)
+
+
+def published_cost(name: str) -> PublishedCost | None:
+    """What a paper prints for this configuration; None where none does."""
+    costs = {cost.name: cost for cost in PUBLISHED_COSTS}
+    return next((costs[twin] for twin in _twins(name) if twin in costs), None)
+
+
+def agrees(value: float, printed: str) -> bool:
+    """Whether a number is the printed one, up to its rounding and 0.5 %: papers differ in what small layers they
+    count."""
+    decimals = len(printed.partition(".")[2])
+    return abs(value - float(printed)) <= 0.5 * 10**-decimals + 0.005 * float(printed)
+
+
+@cache
+def _param_counts() -> dict[str, OfficialCount]:
+    counts = json.loads(PARAM_COUNTS_FILE.read_text(encoding="utf-8"))
+    return {name: OfficialCount(**facts) for name, facts in counts.items()}
+
+
+def same_network(name: str, other: str) -> bool:
+    """Whether two names of the registry build the same network. How often training drops labels is no part of it."""
+    facts = [registry.model_info(each) for each in (name, other)]
+    configs = [dict(each.config) for each in facts]
+    for config in configs:
+        config["class_dropout_prob"] = config["class_dropout_prob"] > 0  # whether there is a null label
+    return facts[0].model_cls == facts[1].model_cls and configs[0] == configs[1]
+
+
+def _twins(name: str) -> list[str]:
+    """The name, and those of its architecture that build the same network."""
+    bare, tags = name.partition(".")[0], registry.model_info(name).tags
+    return [name, *(other for other in (bare, *(f"{bare}.{tag}" for tag in tags)) if same_network(name, other))]

@@ -1,0 +1,64 @@
+"""Is this network, and this file of weights, what it claims to be? `ditzoo verify` on a user's own machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ditzoo import registry
+from ditzoo.models.base import is_constant_buffer
+from ditzoo.weights.checks import Check, Verification
+from ditzoo.weights.file_checks import file_checks, hash_check, hints
+from ditzoo.weights.files import Nest, read_checkpoint, sampled_hash
+from ditzoo.weights.network_checks import HALF_PRECISION, golden_checks, network_checks
+
+
+def verify(
+    name: str,
+    checkpoint: Path | str | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    weights: Nest = "ema",
+) -> Verification:
+    """Compare a network of the zoo, and a file of weights for it, with what is known of the original.
+
+    Args:
+        name: registry name, with the tag of the weights where they are published ones.
+        checkpoint: safetensors file or PyTorch checkpoint; None checks the network alone.
+        device: where forward passes run.
+        dtype: their precision: float32, bfloat16 or float16.
+        weights: which weights of a training checkpoint, the moving average (`"ema"`) or the last step (`"raw"`).
+
+    Raises:
+        ValueError: unknown name, device or dtype; a file that is damaged, holds no weights or would run code.
+        OSError: no such file, or a folder.
+    """
+    device = _checked_device(device)
+    if dtype not in (torch.float32, *HALF_PRECISION):
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}.")
+    with torch.device("meta"):
+        model = registry.create(name)
+    # Before the slower checks: a wrong path should be told at once.
+    file = None if checkpoint is None else read_checkpoint(checkpoint, weights=weights)
+    checks = [*network_checks(name, model), *golden_checks(model, device, dtype)]
+    if file is None:
+        checks.append(Check("weights", "not checked", "no file given", "--checkpoint PATH"))
+        return Verification(name, None, device, dtype, tuple(checks))
+    weights_of_file = {key: t for key, t in file.tensors.items() if not is_constant_buffer(model, key)}
+    digest = sampled_hash(weights_of_file)
+    checks += file_checks(name, model, file, weights, weights_of_file, device, dtype)
+    checks.append(hash_check(name, digest))
+    advice = tuple(hints(name, model, file, weights_of_file))
+    return Verification(name, file.path, device, dtype, tuple(checks), advice, digest)
+
+
+def _checked_device(device: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); cpu always can.") from error
+    return found

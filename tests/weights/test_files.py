@@ -1,0 +1,241 @@
+"""Files of weights: every wrapping gives the same state dict, and what cannot be read says why."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ditzoo.weights import load_state_dict, read_checkpoint, sampled_hash
+from tests.zoo import lively
+
+STATE = lively("dit_ti_2").state_dict()
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def training_checkpoint() -> dict[str, object]:
+    """As DiT's training script writes it."""
+    return {
+        "model": {f"module.{key}": value + 1 for key, value in STATE.items()},
+        "ema": STATE,
+        "opt": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+        "args": argparse.Namespace(model="DiT-XL/2", num_classes=1000),
+    }
+
+
+WRAPPINGS = {
+    "bare": (STATE, None),
+    "ema": ({"ema": STATE}, "ema"),
+    "model": ({"model": STATE, "epoch": 3}, "model"),
+    "state_dict": ({"state_dict": STATE}, "state_dict"),
+    "ema before model": (training_checkpoint(), "ema"),
+    "module.": ({f"module.{key}": value for key, value in STATE.items()}, None),
+    "both prefixes": ({"ema": {f"_orig_mod.module.{key}": value for key, value in STATE.items()}}, "ema"),
+    "parameters": ({key: nn.Parameter(value) for key, value in STATE.items()}, None),
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_every_wrapping_gives_the_same_state_dict(wrapping, legacy, tmp_path):
+    content, nest = WRAPPINGS[wrapping]
+    torch.save(content, tmp_path / "weights.pt", _use_new_zipfile_serialization=not legacy)
+    file = read_checkpoint(tmp_path / "weights.pt")
+    assert same(file.tensors, STATE)
+    assert (file.container, file.nest, file.others) == ("PyTorch", nest, {})
+    assert file.num_bytes == (tmp_path / "weights.pt").stat().st_size
+    assert not any(tensor.requires_grad or isinstance(tensor, nn.Parameter) for tensor in file.tensors.values())
+
+
+def test_safetensors_are_told_by_content(tmp_path):
+    save_file({f"_orig_mod.{key}": value for key, value in STATE.items()}, tmp_path / "weights.pt")
+    file = read_checkpoint(tmp_path / "weights.pt")
+    assert same(file.tensors, STATE)
+    assert (file.container, file.nest) == ("safetensors", None)
+    assert same(load_state_dict(str(tmp_path / "weights.pt")), STATE)
+
+
+def test_raw_weights_are_those_of_the_last_step(tmp_path):
+    torch.save(training_checkpoint(), tmp_path / "weights.pt")
+    assert same(
+        load_state_dict(tmp_path / "weights.pt", weights="raw"), {key: value + 1 for key, value in STATE.items()}
+    )
+
+
+def test_tensors_are_mapped_from_the_file(tmp_path):
+    """Tensors of a mapped file change with it."""
+    save_file(STATE, tmp_path / "weights.safetensors")
+    torch.save(STATE, tmp_path / "weights.pt")
+    for path in tmp_path.iterdir():
+        before = load_state_dict(path)["pos_embed"]
+        assert torch.equal(before, STATE["pos_embed"])
+        content = path.read_bytes()
+        needle = STATE["pos_embed"].numpy().tobytes()
+        start = content.index(needle)
+        with path.open("r+b") as file:
+            file.seek(start)
+            file.write(struct.pack("<f", 42.0))
+        assert before.flatten()[0] == 42, path
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_other_entries_are_named_with_their_type(tmp_path):
+    torch.save({**STATE, "step": 7, "sparse": torch.eye(2).to_sparse()}, tmp_path / "weights.pt")
+    file = read_checkpoint(tmp_path / "weights.pt")
+    assert same(file.tensors, STATE)
+    assert file.others == {"step": "int", "sparse": "Tensor"}
+
+
+# What cannot be read.
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def saved(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def cut(path: Path) -> Path:
+    content = path.read_bytes()
+    return written(path, content[: len(content) // 2])
+
+
+def zipped(path: Path, *names: str) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return path
+
+
+def safetensors(path: Path) -> Path:
+    save_file(STATE, path)
+    return path
+
+
+UNREADABLE = {
+    "empty": (lambda path: written(path, b""), r"is empty \(0 bytes\); fetch it again"),
+    "cut .pt": (lambda path: cut(saved(path, STATE)), r"damaged or cut off .* has [\d,]+ bytes.* fetch it again"),
+    "cut safetensors": (lambda path: cut(safetensors(path)), r"damaged or cut off .* has [\d,]+ bytes"),
+    "cut pickle": (lambda path: written(path, b"\x80\x02}q\x00("), "damaged or cut off"),
+    "web page": (lambda path: written(path, b"\n<!DOCTYPE html><html>"), "is a web page, not weights"),
+    "git-lfs": (lambda path: written(path, b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    "json": (lambda path: written(path, b'{"weight_map": {}}'), "is JSON, not weights"),
+    "text": (lambda path: written(path, b"hello"), r"neither safetensors nor a PyTorch checkpoint.*b'hello'"),
+    "zip": (lambda path: zipped(path, "a.txt", "b.txt"), "no PyTorch checkpoint: it holds a.txt, b.txt"),
+    "empty zip": (zipped, "no PyTorch checkpoint: it holds nothing"),
+    "TorchScript": (lambda path: zipped(path, "x/data.pkl", "x/constants.pkl"), "is a TorchScript program"),
+    "broken pickle in a zip": (lambda path: zipped(path, "x/data.pkl", "x/version"), "damaged or cut off"),
+    "model": (lambda path: saved(path, nn.Linear(1, 1)), r"would run torch\.nn\.modules\.linear\.Linear.*refused"),
+    "list": (lambda path: saved(path, [torch.ones(1)]), "holds a list, not a state dict"),
+    "no tensors": (lambda path: saved(path, {"epoch": 3}), r"holds no weights; its entries: 'epoch'\. .* under 'ema'"),
+    "no tensors in nest": (lambda path: saved(path, {"ema": {"decay": 0.9}}), "no weights under 'ema'.*'decay'"),
+    "nothing": (lambda path: saved(path, {}), "holds no weights; its entries: none"),
+    "numbers for names": (lambda path: saved(path, {0: torch.ones(1)}), "0 is no name of a parameter"),
+    "ambiguous": (lambda path: saved(path, {"a": torch.ones(1), "module.a": torch.ones(1)}), "not clear which weights"),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_what_cannot_be_read_says_why(kind, tmp_path):
+    make, text = UNREADABLE[kind]
+    path = make(tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=text) as raised:
+        read_checkpoint(path)
+    message = str(raised.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    assert message.endswith(".")
+
+
+class Mischief:
+    def __reduce__(self):
+        return (Path.touch, (Path("mischief"),))
+
+
+def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for legacy in (False, True):
+        torch.save({**STATE, "x": Mischief()}, "weights.pt", _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(ValueError, match="would run"):
+            read_checkpoint("weights.pt")
+    assert not Path("mischief").exists()
+
+
+def test_wrong_paths_name_the_right_one(tmp_path):
+    torch.save(STATE, tmp_path / "weights.pt")
+    with pytest.raises(FileNotFoundError, match=rf"no file .*weight\.pt\. Did you mean {tmp_path}/weights\.pt\?"):
+        read_checkpoint(tmp_path / "weight.pt")
+    with pytest.raises(FileNotFoundError, match=r"Check the path\."):
+        read_checkpoint(tmp_path / "other" / "zzz.ckpt")
+    with pytest.raises(IsADirectoryError, match=rf"is a folder; name .* such as {tmp_path}/weights\.pt\."):
+        read_checkpoint(tmp_path)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(IsADirectoryError, match="it has none"):
+        read_checkpoint(tmp_path / "none")
+
+
+def test_raw_weights_that_are_not_there(tmp_path):
+    torch.save({"ema": STATE}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="averaged weights alone, under 'ema'"):
+        read_checkpoint(tmp_path / "weights.pt", weights="raw")
+    with pytest.raises(ValueError, match="must be 'ema' or 'raw', got 'last'"):
+        read_checkpoint(tmp_path / "weights.pt", weights="last")
+
+
+# The sampled hash.
+
+
+def test_the_sampled_hash_is_what_its_documentation_says():
+    state = {"b": torch.arange(1000.0).reshape(10, 100), "a.weight": torch.tensor(3.0)}
+    places = [i * 999 // 63 for i in range(64)]
+    assert (places[0], places[1], places[-1]) == (0, 15, 999)
+    content = b"a.weight\0\0" + struct.pack("<f", 3.0) + b"b\x0010x100\0" + struct.pack("<64f", *places)
+    assert sampled_hash(state) == hashlib.sha256(content).hexdigest()
+
+
+def test_the_sampled_hash_does_not_depend_on_the_file(tmp_path):
+    save_file(STATE, tmp_path / "a.safetensors")
+    torch.save(training_checkpoint(), tmp_path / "b.pt")
+    torch.save(dict(reversed(STATE.items())), tmp_path / "c.pt")
+    torch.save({key: value.double() for key, value in STATE.items()}, tmp_path / "d.pt")
+    torch.save(
+        {key: value.mT.contiguous().mT if value.ndim > 1 else value for key, value in STATE.items()}, tmp_path / "e.pt"
+    )
+    assert {sampled_hash(load_state_dict(path)) for path in tmp_path.iterdir()} == {sampled_hash(STATE)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["pos_embed"].view(-1)[0].add_(1e-6),
+        lambda state: state["pos_embed"].view(-1)[-1].add_(1e-6),
+        lambda state: state.update({"pos_embed": state["pos_embed"].reshape(1, 64, 16)}),
+        lambda state: state.update({"position": state.pop("pos_embed")}),
+        lambda state: state.pop("pos_embed"),
+        lambda state: state.update({key: value.bfloat16() for key, value in state.items()}),
+    ],
+)
+def test_a_change_of_weights_changes_the_hash(change):
+    state = {key: value.clone() for key, value in STATE.items()}
+    change(state)
+    assert sampled_hash(state) != sampled_hash(STATE)
+
+
+def test_a_value_outside_the_sample_does_not():
+    state = {"a": torch.zeros(1000)}
+    changed = {"a": torch.zeros(1000).index_fill(0, torch.tensor([1]), 1.0)}
+    assert sampled_hash(state) == sampled_hash(changed)
