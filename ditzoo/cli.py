@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -69,32 +69,50 @@ def list_command(pattern: str | None, family: str | None, pretrained: bool) -> N
 @cli.command()
 @click.argument("name")
 def info(name: str) -> None:
-    """Show what is known about a model: size, cost, options, paper, licence."""
+    """Show what is known about a model: sizes, cost, memory, recipe, licence, and a drawing of its blocks."""
     with _garbage_kept():
-        from ditzoo import registry
-        from ditzoo.metrics import count_macs
+        from ditzoo.summary import describe, drawable
 
-    facts = registry.model_info(name)
-    macs = count_macs(name)
-    marks = " (a size of ours: no paper has it)" if facts.ours else ""
-    lines = [
-        ("model", f"{facts.name}{marks}"),
-        ("family", f"{facts.family}, class {facts.model_cls}"),
-        ("paper", facts.paper or "none given"),
-        ("parameters", f"{facts.num_params:,} ({facts.num_trainable_params:,} trainable)"),
-        ("tokens", f"{facts.num_tokens:,} patches an input"),
-        ("GMACs", f"{macs.gmacs:.4g} a forward pass of one input (papers print this as Gflops)"),
-        (
-            "GFLOPs",
-            f"{macs.gflops:.4g} (2 x GMACs); {macs.gmacs_without_attention:.4g} GMACs without attention products",
-        ),
-        ("weights", facts.source or ", ".join(f"{name}.{tag}" for tag in facts.tags) or "none published"),
-    ]
-    if facts.licence:
-        lines += [("licence of weights", facts.licence), ("trained on", str(facts.data))]
-    lines += [("options", ""), *((f"  {option}", repr(value)) for option, value in facts.config.items())]
-    for label, text in lines:
-        click.echo(f"{label:<22}{text}".rstrip())
+        text = describe(name, ascii=not drawable(sys.stdout.encoding))
+    click.echo(text)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="File of weights: safetensors, or PyTorch's.")
+@click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+@click.option(
+    "--weights",
+    type=click.Choice(["ema", "raw"]),
+    default="ema",
+    show_default=True,
+    help="Of a training checkpoint: moving average or last step.",
+)
+def verify(name: str, checkpoint: Path | None, device: str, dtype: str, weights: Literal["ema", "raw"]) -> None:
+    """Check a network, and a file of weights for it, against what is known of the original.
+
+    Exits with 1 if a check fails.
+    """
+    with _garbage_kept():
+        import torch
+
+        from ditzoo.weights import verify as run
+
+    result = run(name, checkpoint, device=device, dtype=getattr(torch, dtype), weights=weights)
+    click.echo(f"{name} on {result.device} in {dtype}; ditzoo {__version__}, torch {torch.__version__}\n")
+    rows = [(check.name, check.status, check.found, check.expected) for check in result.checks]
+    _print_columns(("check", "result", "found", "expected"), rows)
+    click.echo()
+    for check in result.checks:
+        if check.details:
+            click.echo(f"{check.name}: {check.details}")
+    if result.sampled_hash is not None:
+        click.echo(f"sampled hash: {result.sampled_hash} (compare it with that of other copies)")
+    for line in (*result.hints, result.summary()):
+        click.echo(line)
+    if not result.passed:
+        sys.exit(1)
 
 
 @cli.group()

@@ -1,5 +1,6 @@
 """The command line: what it prints, and its one-line errors."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from click.testing import CliRunner, Result
 from ditzoo import __version__, list_models
 from ditzoo.bench import QUICK, runner, suites
 from ditzoo.cli import cli, main
+from ditzoo.summary import describe
 
 
 def run(*arguments: str) -> Result:
@@ -37,11 +39,28 @@ def test_list_filters_by_pattern_family_and_weights() -> None:
     assert "CC-BY-NC-4.0" in tagged
 
 
-def test_info_prints_size_cost_licence_and_options() -> None:
+def test_info_prints_what_the_library_describes() -> None:
     output = run("info", "dit_xl_2.in512").output
-    for text in ("676,014,368", "1,024 patches", "524.5", "2212.09748", "CC-BY-NC-4.0", "input_size", "64"):
+    assert output == describe("dit_xl_2.in512") + "\n"
+    for text in ("676,014,368", "1,024 patches", "524.5", "2212.09748", "CC-BY-NC-4.0", "input_size", "64", "►"):
         assert text in output
     assert "no paper has it" in run("info", "diffit_s_2").output
+
+
+def test_info_draws_with_what_the_output_can_show_and_loads_no_optional_package() -> None:
+    code = """
+import sys
+from ditzoo.cli import cli
+cli.main(["info", "uvit_ti_2"], standalone_mode=False)
+heavy = {"timm", "torchvision", "diffusers", "accelerate", "torch_fidelity", "sklearn", "matplotlib"}
+print(sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+    for encoding, sign in (("ascii", "<"), ("utf-8", "◄")):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)
+        assert done.stderr.splitlines()[-1] == b"[]"
+        assert done.stdout.decode(encoding) == describe("uvit_ti_2", ascii=encoding == "ascii") + os.linesep
+        assert sign in done.stdout.decode(encoding)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +68,7 @@ def test_info_prints_size_cost_licence_and_options() -> None:
     [
         (["info", "dit_xl2"], ("Unknown model 'dit_xl2'", "Did you mean dit_xl_2")),
         (["info", "dit_xl_2.in1024"], ("Unknown tag 'in1024'", "dit_xl_2.in256")),
-        (["list", "sit_*"], ("no model matches 'sit_*'", "ditzoo list")),
+        (["list", "nothing_*"], ("no model matches 'nothing_*'", "ditzoo list")),
         (["list", "--family", "gan"], ("Unknown family 'gan'", "dit, uvit, mdt, diffit")),
         (["bench", "quick", "--models", "dit_xl_2", "--out", "x"], ("dit_xl_2 is not made for 8x8 digits",)),
         (["bench", "quick", "--images", "-5", "--out", "x"], ("num_images must be 1 or more, got -5",)),

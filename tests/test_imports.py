@@ -11,7 +11,7 @@ import ditzoo
 
 PACKAGE = Path(ditzoo.__file__).parent
 #: From the bottom up; each may import those before it.
-STOREYS = ["layers", "models", "registry", "weights", "pipeline", "train", "bench", "cli"]
+STOREYS = ["layers", "models", "registry", "weights", "summary", "pipeline", "train", "bench", "cli"]
 #: They work on callables and tensors, and import none of the storeys.
 BASEMENT = ["data", "recipe", "diffusion", "metrics"]
 #: The calls that go up, each by an import inside one function.
@@ -80,7 +80,7 @@ def home_of(path: Path) -> str:
 def test_every_room_has_its_place():
     rooms = {home_of(path) for path in FILES if path not in FRONT_DOOR}
     assert rooms <= {*STOREYS, *BASEMENT}
-    assert {"layers", "models", "registry", *BASEMENT} <= rooms
+    assert {"layers", "models", "registry", "weights", *BASEMENT} <= rooms
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -112,6 +112,11 @@ def test_optional_packages_are_imported_inside_functions(path):
         ("metrics", "def f():\n    from ditzoo.models import DiT", True),
         ("registry", "def f():\n    from ditzoo.weights import fetch", False),
         ("registry", "from ditzoo.weights import fetch", True),
+        ("weights", "from ditzoo import registry", False),
+        ("weights", "from ditzoo.metrics import count_macs", False),
+        ("weights", "def f():\n    from ditzoo.train import train", True),
+        ("models", "from ditzoo.weights import verify", True),
+        ("metrics", "def f():\n    from ditzoo.weights import verify", True),
         ("diffusion", "from ditzoo.recipe import Recipe", False),
         ("data", "if True:\n    from ditzoo.layers import Mlp", True),
         ("train", "def f():\n    from ditzoo import bench", True),

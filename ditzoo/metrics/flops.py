@@ -1,4 +1,4 @@
-"""Multiply-adds of one forward pass, counted exactly on the meta device.
+"""Multiply-adds of one forward pass, counted exactly on the meta device, and split by kind of work.
 
 The "Gflops" of the DiT and U-ViT papers are multiply-adds (MACs), attention products included; DiffiT's
 paper leaves the attention products out. `MacCount` gives both.
@@ -9,13 +9,29 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
+
+Part = Literal[
+    "attention products", "attention projections", "mlp", "modulation", "long skips", "embeddings", "head", "other"
+]
+
+#: What makes a layer part of something: an attribute on the way to it, or a class there, of one of these names. The
+#: first row that fits decides, so that an embedder's own `mlp` is an embedding and a head's modulation is modulation.
+_SIGNS: dict[Part, str] = {
+    "embeddings": "x_embedder t_embedder y_embedder patch_embed time_embed label_emb "
+    "PatchEmbed TimestepEmbedder LabelEmbedder",
+    "modulation": "adaLN_modulation qkv_temb",
+    "long skips": "skip_linear",
+    "attention projections": "attn cross_attn Attention CrossAttention MultiheadAttention",
+    "mlp": "mlp Mlp",
+    "head": "final_layer decoder_pred AdaLNFinalLayer FinalLayer",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,19 @@ class MacCount:
     by_module: Mapping[str, int]
     """Child of the model -> its multiply-adds; products made by the model itself stand under `""`, the
     name PyTorch gives the root. The values add up to `total`."""
+    by_part: Mapping[Part, int]
+    """Kind of work -> its multiply-adds, without those that have none. The values add up to `total`.
+
+    - `"attention products"`: q k^T and the weights times v, the same as `attention`.
+    - `"attention projections"`: to queries, keys and values, and the one behind the heads.
+    - `"mlp"`: the feed-forward layers of the blocks.
+    - `"modulation"`: what time and class pass through in every block: adaptive layer norm's layers, those of
+      the last layer included, and the condition's own projection in DiffiT's attention.
+    - `"long skips"`: the layers that merge a long skip.
+    - `"embeddings"`: of patches, time and class.
+    - `"head"`: from the last tokens to the image.
+    - `"other"`: layers of somebody else's model that are neither of ditzoo's classes nor named like them.
+    """
     input_shape: tuple[int, ...]
     """Shape (1, C, H, W) of the input that was counted."""
 
@@ -100,39 +129,72 @@ def count_macs(
     else:
         network = model
     shape = _input_shape(network, input_size)
-    twin = _meta_twin(network)
+    twin = meta_twin(network)
     x = torch.empty(shape, device="meta", dtype=torch.float32)
     t = torch.zeros(1, device="meta")
     y = torch.zeros(1, device="meta", dtype=torch.int64) if getattr(twin, "num_classes", 0) else None
     # A model without `mask` in its signature is counted too, so it is passed only where there is one.
     options = {} if mask is None else {"mask": _meta_mask(mask)}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, _AttentionFlops(counter) as attention:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, _PartFlops(twin, counter) as parts:
         twin(x, t, y, **options)
-    total = counter.get_total_flops() // 2
-    return MacCount(total, attention.flops // 2, _by_module(twin, counter, total), shape)
+    total, by_part = counter.get_total_flops() // 2, parts.macs()
+    return MacCount(total, by_part.get("attention products", 0), _by_module(twin, counter, total), by_part, shape)
 
 
-class _AttentionFlops(TorchFunctionMode):
-    """Adds up what `counter` counts while inside `scaled_dot_product_attention`.
+class _PartFlops(TorchFunctionMode):
+    """Books what `counter` counts to the part of the module that is running, or to the attention products while
+    inside `scaled_dot_product_attention`.
 
     On the meta device attention is decomposed into plain matrix products, which by their name alone could
     not be told from others.
     """
 
-    def __init__(self, counter: FlopCounterMode) -> None:
+    def __init__(self, model: nn.Module, counter: FlopCounterMode) -> None:
         super().__init__()
         self.counter = counter
-        self.flops = 0
+        self.flops: dict[Part, int] = dict.fromkeys(get_args(Part), 0)
+        self.booked = 0
+        self.running: list[Part] = ["other"]
+        for name, module in model.named_modules():
+            part = _part_of(model, name)
+            module.register_forward_pre_hook(lambda *_, part=part: self.enter(part))
+            module.register_forward_hook(lambda *_: self.leave())
+
+    def enter(self, part: Part) -> None:
+        self.book()
+        self.running.append(part)
+
+    def leave(self) -> None:
+        self.book()
+        self.running.pop()
+
+    def book(self) -> None:
+        total = self.counter.get_total_flops()
+        self.flops[self.running[-1]] += total - self.booked
+        self.booked = total
+
+    def macs(self) -> dict[Part, int]:
+        self.book()
+        return {part: flops // 2 for part, flops in self.flops.items() if flops}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        before = self.counter.get_total_flops()
+        self.enter("attention products")
         out = func(*args, **(kwargs or {}))
-        self.flops += self.counter.get_total_flops() - before
+        self.leave()
         return out
+
+
+def _part_of(model: nn.Module, name: str) -> Part:
+    """Which part the layer of that name belongs to, by the attributes and classes on the way to it."""
+    signs = set()
+    while name:
+        signs |= {name.rpartition(".")[2], *(cls.__name__ for cls in type(model.get_submodule(name)).__mro__)}
+        name = name.rpartition(".")[0]
+    return next((part for part, known in _SIGNS.items() if signs & set(known.split())), "other")
 
 
 def _check_input_size(input_size: Any) -> None:
@@ -157,7 +219,7 @@ def _input_shape(model: nn.Module, input_size: int | tuple[int, int] | None) -> 
     return (1, int(model.in_channels), *sides)  # type: ignore[arg-type]
 
 
-def _meta_twin(model: nn.Module) -> nn.Module:
+def meta_twin(model: nn.Module) -> nn.Module:
     """A copy of the model on the meta device.
 
     Every tensor is entered in deepcopy's memo as already copied, so that no weight is ever duplicated. A
@@ -176,7 +238,7 @@ def _on_meta(tensor: Tensor) -> Tensor:
     # One floating dtype throughout: counts do not depend on it, and the input then fits every model.
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     empty = torch.empty(tensor.shape, dtype=dtype, device="meta")
-    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _meta_mask(mask: Any) -> Any:
