@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
-.PHONY: bench test test-slow lint docs clean help
+.PHONY: bench test test-slow lint docs dist clean help
 
 help:
 	@echo "make bench      train, sample and compare the tiny models of every family (about 5 minutes on 2 cores)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow  the tests that take longer"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       build the documentation into site/"
+	@echo "make dist       build wheel and sdist into dist/ and run the wheel in an empty environment"
 	@echo "make clean      remove .venv and everything built"
 
 bench: $(VENV)/.bench
@@ -31,6 +32,9 @@ lint: $(VENV)/.dev
 
 docs: $(VENV)/.docs
 	@$(BIN)/mkdocs build --strict
+
+dist: $(VENV)/.dev
+	@.ci/dist
 
 clean:
 	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
