@@ -1,59 +1,54 @@
-"""MkDocs hook: puts tables that are computed from the registry in place of `{{ name }}` in the pages.
+"""MkDocs hook: puts what is computed from the registry in place of `{{ name }}` or `{{ name argument }}` in the pages.
 
 No number of these tables is typed by hand, except what papers print.
 """
 
 from __future__ import annotations
 
+import csv
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+
+import torch
 
 import ditzoo
+from ditzoo.diffusion import get_sampler, make_process
 from ditzoo.metrics import MacCount, count_macs
+from ditzoo.recipe import Guidance, Recipe
+from ditzoo.summary import draw_blocks
+from ditzoo.weights.published import PUBLISHED_COSTS
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+#: Results that authors and others printed; nothing in it was measured with ditzoo.
+PUBLISHED_RESULTS = ROOT / "benchmarks" / "published.csv"
 
+#: heading -> column of that file
+_RESULT_COLUMNS = {
+    "model": "model",
+    "name": "name",
+    "images": "dataset",
+    "pixels": "resolution",
+    "training": "train_steps",
+    "guidance": "guidance",
+    "sampling": "sampler_steps",
+    "FID": "fid",
+    "sFID": "sfid",
+    "IS": "is",
+    "P": "precision",
+    "R": "recall",
+}
 
-class PublishedCost(NamedTuple):
-    """What a paper prints for one model."""
-
-    name: str
-    gmacs: str
-    """1e9 multiply-adds, with the paper's own digits"""
-    source: str
-    attention: bool = True
-    """whether the figure includes the two products inside attention"""
-
-
-_DIT = "arXiv:2212.09748, table 4"
-_QUOTED = "quoted by later papers; read second-hand"
-PUBLISHED_COSTS = (
-    PublishedCost("dit_s_8", "0.36", _DIT),
-    PublishedCost("dit_s_4", "1.41", _DIT),
-    PublishedCost("dit_s_2", "6.06", _DIT),
-    PublishedCost("dit_b_8", "1.42", _DIT),
-    PublishedCost("dit_b_4", "5.56", _DIT),
-    PublishedCost("dit_b_2", "23.01", _DIT),
-    PublishedCost("dit_l_8", "5.01", _DIT),
-    PublishedCost("dit_l_4", "19.70", _DIT),
-    PublishedCost("dit_l_2", "80.71", _DIT),
-    PublishedCost("dit_xl_8", "7.39", _DIT),
-    PublishedCost("dit_xl_4", "29.05", _DIT),
-    PublishedCost("dit_xl_2", "118.64", _DIT),
-    PublishedCost("dit_xl_2.in512", "524.60", _DIT),
-    PublishedCost("uvit_l_2", "77", _QUOTED),
-    PublishedCost("uvit_h_2", "133", _QUOTED),
-    PublishedCost("mdt_xl_2", "119", _QUOTED),
-    PublishedCost("diffit_xl_2", "114", "arXiv:2312.02139, table 9", attention=False),
-)
+_DIRECTIVE = re.compile(r"^\{\{ (\w+)((?: \S+)*) \}\}$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Called by MkDocs with the text of every page."""
-    return re.sub(r"^\{\{ (\w+) \}\}$", lambda match: TABLES[match[1]](), markdown, flags=re.MULTILINE)
+    return _DIRECTIVE.sub(lambda match: CONTENT[match[1]](*match[2].split()), markdown)
 
 
 def model_table() -> str:
@@ -63,18 +58,44 @@ def model_table() -> str:
         info = ditzoo.model_info(name)
         rows.append(
             (
-                f"`{name}`" + (" (ours)" if info.ours else ""),
+                _name(info),
                 info.family,
                 f"{info.num_params / 1e6:.2f}",
                 _gmacs(name),
                 _input_shape(info),
                 str(info.num_tokens),
                 info.paper.rpartition(", ")[2],
-                ", ".join(f"`{tag}`" for tag in info.tags),
+                _tags(info),
             )
         )
     header = ("model", "family", "parameters (M)", "GMACs", "input", "tokens", "paper", "tags")
     return _table(header, rows, right={2, 3, 5})
+
+
+def size_table(family: str) -> str:
+    """The bare names of one family, with the options of its own in which they differ."""
+    names = _by_family_and_cost(ditzoo.list_models(family=family))
+    infos = [ditzoo.model_info(name) for name in names]
+    shared = set.intersection(*(set(ditzoo.model_info(name).config) for name in ditzoo.list_models()))
+    own = [
+        option
+        for option in infos[0].config
+        if option not in shared and len({info.config.get(option) for info in infos}) > 1
+    ]
+    rows = [
+        (
+            _name(info) + "".join(f"<br>`.{tag}`" for tag in info.tags),
+            f"{info.num_params / 1e6:.2f}",
+            _gmacs(info.name),
+            *(str(info.config[option]) for option in ("depth", "hidden_size", "num_heads", "patch_size")),
+            _input_shape(info),
+            str(info.num_tokens),
+            *(_option(info.config.get(option)) for option in own),
+        )
+        for info in infos
+    ]
+    header = ("model, `.tag`", "params (M)", "GMACs", "depth", "width", "heads", "patch", "input", "tokens")
+    return _table((*header, *(f"`{option}`" for option in own)), rows, right={1, 2, 3, 4, 5, 6, 8})
 
 
 def published_table() -> str:
@@ -82,12 +103,10 @@ def published_table() -> str:
     rows = []
     for name in ditzoo.list_models(pretrained=True):
         info = ditzoo.model_info(name)
-        source = re.sub(r"https://\S+", r"<\g<0>>", info.source or "")
         params = f"{info.num_params / 1e6:.2f}"
-        rows.append(
-            (f"`{name}`", params, _gmacs(name), _input_shape(info), info.data or "", info.licence or "", source)
-        )
-    header = ("name", "parameters (M)", "GMACs", "input", "trained on", "licence of the weights", "source")
+        file = _file_link(info.source or "")
+        rows.append((f"`{name}`", params, _gmacs(name), _input_shape(info), info.data or "", info.licence or "", file))
+    header = ("name", "params (M)", "GMACs", "input", "trained on", "licence of the weights", "file")
     return _table(header, rows, right={1, 2})
 
 
@@ -110,6 +129,102 @@ def cost_table() -> str:
     return _table(header, rows, right={1, 2, 3})
 
 
+def recipe_table(family: str) -> str:
+    """How the authors train and sample, one row for each recipe of the family, and what of it is not in ditzoo."""
+    names: dict[Recipe, list[str]] = {}
+    for name in ditzoo.list_models(family=family, pretrained=True):
+        names.setdefault(_recipe(name), []).append(f"`{name}`")
+    for name in ditzoo.list_models(family=family):
+        info = ditzoo.model_info(name)
+        if info.recipe is not None and not info.ours:
+            known = names.setdefault(info.recipe, [])
+            others = f"other `{name.partition('_')[0]}_*`"
+            known += [] if others in known else [others]
+    rows = [
+        (
+            ", ".join(who),
+            recipe.prediction,
+            _schedule(recipe),
+            _guidance(recipe.guidance),
+            f"`{recipe.sampler}`, {recipe.num_inference_steps} steps",
+            f"`{recipe.latent_codec}`, times {recipe.latent_scale:g}" if recipe.latent_codec else "none, pixels",
+            *([_mask_ratio(recipe)] if any(other.mask_ratio is not None for other in names) else []),
+        )
+        for recipe, who in names.items()
+    ]
+    header = ("weights", "prediction", "schedule", "guidance", "sampler", "autoencoder")
+    masked = ("masked",) if rows and len(rows[0]) > len(header) else ()
+    absent = sorted({part for recipe in names for part in _not_computed(recipe)})
+    note = f"\n\nNot computed by this release: {', '.join(f'`{part}`' for part in absent)}." if absent else ""
+    return _table((*header, *masked), rows, right=set()) + note
+
+
+def guidance_table() -> str:
+    """Guidance and sampler of all published weights, as a recipe writes them."""
+    names: dict[tuple[Guidance, str, int], list[str]] = {}
+    for family in ditzoo.list_families():
+        for name in ditzoo.list_models(family=family, pretrained=True):
+            recipe = _recipe(name)
+            names.setdefault((recipe.guidance, recipe.sampler, recipe.num_inference_steps), []).append(f"`{name}`")
+    rows = [
+        (", ".join(who), "none" if guidance.is_off else f"`{_call(guidance)}`", f"`{sampler}`, {steps} steps")
+        for (guidance, sampler, steps), who in names.items()
+    ]
+    return _table(("weights", "guidance", "sampler"), rows, right=set())
+
+
+def result_table(family: str, group: str) -> str:
+    """Printed results of one family: of its published weights, of its authors' other runs, or measured by others."""
+    rows = [row for row in published_results() if row["family"] == family and _group(row) == group]
+    cells = {title: [row[key] for row in rows] for title, key in _RESULT_COLUMNS.items()}
+    cells["name"] = [name and f"`{name}`" for name in cells["name"]]
+    constant = {title: column[0] for title, column in cells.items() if len(rows) > 1 and len(set(column)) == 1}
+    shown = [title for title in cells if title not in constant and any(cells[title])]
+    if len(shown) > 8:  # a narrower table: two cells in one
+        _merge(cells, shown, "model", "name", "<br>")
+        _merge(cells, shown, "images", "pixels", " ")
+    sources = list(dict.fromkeys((row["source"], row["confidence"]) for row in rows))
+    cells["ref."] = [f"({sources.index((row['source'], row['confidence'])) + 1})" for row in rows]
+    shown.append("ref.")
+    right = {shown.index(title) for title in ("FID", "sFID", "IS", "P", "R") if title in shown}
+    table = _table(shown, zip(*(cells[title] for title in shown), strict=True), right)
+    same = "; ".join(f"{title} {value}" for title, value in constant.items() if value)
+    kinds = {"primary": "", "secondary": ", second-hand"}
+    listed = [
+        f"{place}. {_linked(source)}{kinds[confidence]}" for place, (source, confidence) in enumerate(sources, start=1)
+    ]
+    return "\n".join([*([f"All rows: {same}.", ""] if same else []), table, "", "Sources:", "", *listed])
+
+
+def unused_table(name: str) -> str:
+    """Weights that change no output, with the layers' numbers left out of their names."""
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in ditzoo.create(name).state_dict().items()}
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for key, rows, reason in ditzoo.model_info(name).unused:
+        total, rest = shapes[key][0], math.prod(shapes[key][1:])
+        count = rest * (total if rows is None else len(rows))
+        found.setdefault((re.sub(r"\.\d+\.", ".*.", key), _ranges(rows, total), reason), []).append(count)
+    if not found:
+        return f"None in `{name}`."
+    values = sum(sum(counts) for counts in found.values())
+    total = ditzoo.model_info(name).num_params
+    rows = [
+        (f"`{key}`", str(len(counts)), where, f"{sum(counts):,}", reason)
+        for (key, where, reason), counts in found.items()
+    ]
+    header = ("parameter", "tensors", "rows of each", "values", "why")
+    share = f"Together {values:,} of the {total:,} values of `{name}`, {values / total:.3%}."
+    return _table(header, rows, right={1, 3}) + "\n\n" + share
+
+
+def drawing(name: str) -> str:
+    """The network as the library draws it."""
+    with torch.device("meta"):
+        model = ditzoo.create(name)
+    return f"```text\n{draw_blocks(model)}\n```"
+
+
 def quick_table() -> str:
     """The recorded result of the quick benchmark, as the README shows it."""
     match = re.search(r"<!-- quick-table-begin -->\n(.*?)<!-- quick-table-end -->", README.read_text(), re.DOTALL)
@@ -117,12 +232,42 @@ def quick_table() -> str:
     return match[1].strip()
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "cost_table": cost_table,
-    "model_table": model_table,
-    "published_table": published_table,
-    "quick_table": quick_table,
+CONTENT: dict[str, Callable[..., str]] = {
+    function.__name__: function
+    for function in (
+        cost_table,
+        drawing,
+        guidance_table,
+        model_table,
+        published_table,
+        quick_table,
+        recipe_table,
+        result_table,
+        size_table,
+        unused_table,
+    )
 }
+
+
+@cache
+def published_results() -> list[dict[str, str]]:
+    """The rows of `benchmarks/published.csv`."""
+    with PUBLISHED_RESULTS.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _merge(cells: dict[str, list[str]], shown: list[str], title: str, other: str, between: str) -> None:
+    """Put one column into another where both are shown."""
+    if title in shown and other in shown:
+        shown.remove(other)
+        pairs = zip(cells[title], cells[other], strict=True)
+        cells[title] = [between.join(text for text in pair if text) for pair in pairs]
+
+
+def _group(row: dict[str, str]) -> str:
+    if row["measured_by"] == "others":
+        return "others"
+    return "weights" if "." in row["name"] else "authors"
 
 
 @cache
@@ -142,6 +287,98 @@ def _by_family_and_cost(names: Iterable[str]) -> list[str]:
         return families.index(ditzoo.model_info(name).family), name.partition("_")[0], _count(name).gmacs
 
     return sorted(names, key=key)
+
+
+def _recipe(name: str) -> Recipe:
+    recipe = ditzoo.model_info(name).recipe
+    assert recipe is not None, f"{name} has no recipe"
+    return recipe
+
+
+def _not_computed(recipe: Recipe) -> list[str]:
+    """Which of a recipe's sampler and schedule this release only states."""
+    absent = []
+    for part, compute in ((recipe.sampler, get_sampler), (recipe.schedule, make_process)):
+        try:
+            compute(recipe)
+        except ValueError:
+            absent.append(part)
+    return absent
+
+
+def _schedule(recipe: Recipe) -> str:
+    continuous = recipe.is_flow or recipe.schedule == "continuous_vp"
+    return f"`{recipe.schedule}`" + ("" if continuous else f", T = {recipe.num_train_timesteps:,}")
+
+
+def _guidance(guidance: Guidance) -> str:
+    if guidance.is_off:
+        return "none"
+    start, grows = "u" if guidance.convention == "dit" else "c", guidance.schedule == "power_cosine"
+    scale = f"{guidance.scale:g}"
+    channels = f", first {guidance.channels} channels" if guidance.channels else ", all channels"
+    rise = f", s up to {scale}, power {guidance.power:g}" if grows else ""
+    formula = f"{start} + {'s(t)' if grows else scale} (c \N{MINUS SIGN} u)".replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{formula}{rise}{channels}"
+
+
+def _call(guidance: Guidance) -> str:
+    """The shortest constructor call."""
+    grows = guidance.schedule == "power_cosine"
+    values = {field.name: getattr(guidance, field.name) for field in fields(guidance)}
+    default = Guidance()
+    shown = {
+        key: value
+        for key, value in values.items()
+        if key == "scale" or (key == "power" and grows) or value != getattr(default, key)
+    }
+    return f"Guidance({', '.join(f'{key}={value!r}' for key, value in shown.items())})".replace("'", '"')
+
+
+def _mask_ratio(recipe: Recipe) -> str:
+    if recipe.mask_ratio is None:
+        return "none"
+    most = recipe.mask_ratio + recipe.mask_ratio_spread
+    return f"{recipe.mask_ratio:g}" + (f" to {most:g}" if recipe.mask_ratio_spread else "")
+
+
+def _ranges(rows: Sequence[int] | None, total: int) -> str:
+    """Rows in words: `all of 3456`, `1152 to 2303 of 3456`, or how many where they are scattered."""
+    if rows is None:
+        return f"all {total:,}"
+    if list(rows) == list(range(rows[0], rows[0] + len(rows))):
+        return f"{rows[0]:,} to {rows[-1]:,} of {total:,}"
+    return f"{len(rows):,} of {total:,}"
+
+
+def _linked(source: str) -> str:
+    """arXiv numbers and repositories of a source as links."""
+    source = re.sub(r"arXiv:(\d{4}\.\d{5}(?:v\d)?)", r"[\g<0>](https://arxiv.org/abs/\1)", source)
+    return re.sub(
+        r"github\.com/([\w-]+/[\w-]+)(?:@(\w+))?",
+        lambda match: f"[{match[0]}](https://github.com/{match[1]}{'/tree/' + match[2] if match[2] else ''})",
+        source,
+    )
+
+
+def _file_link(source: str) -> str:
+    """`https://host/file` or `https://host/page (file)` as a link that reads like the file."""
+    url, _, file = source.partition(" ")
+    return f"[{file.strip('()') or url.rpartition('/')[2]}]({url})" if url.startswith("https://") else source
+
+
+def _name(info: ditzoo.ModelInfo) -> str:
+    return f"`{info.name}`" + (" (ours)" if info.ours else "")
+
+
+def _tags(info: ditzoo.ModelInfo) -> str:
+    return ", ".join(f"`{tag}`" for tag in info.tags)
+
+
+def _option(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
 
 
 def _input_shape(info: ditzoo.ModelInfo) -> str:

@@ -24,11 +24,14 @@ import ditzoo
 from ditzoo import cli
 from ditzoo.bench import QUICK
 from ditzoo.metrics import count_macs
+from ditzoo.weights.published import agrees
 from tests.golden_cases import golden_case, relative_error
 from tests.zoo import TINY
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md")))]
+DOCS = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/**/*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
+FAMILY_PAGES = {family.name: f"docs/families/{family.name}.md" for family in ditzoo.models.FAMILIES}
 
 #: (language, text) of each fenced block
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -84,7 +87,8 @@ def run_examples(page: str) -> tuple[dict[str, Any], list[tuple[str, str | None]
 
 
 def test_pages_have_examples():
-    assert {"README.md", "docs/index.md", "docs/quickstart.md", "docs/models.md"} <= set(WITH_EXAMPLES)
+    pages = {"README.md", "docs/index.md", "docs/quickstart.md", "docs/models.md", *FAMILY_PAGES.values()}
+    assert pages <= set(WITH_EXAMPLES)
 
 
 @pytest.mark.parametrize("page", WITH_EXAMPLES)
@@ -112,14 +116,27 @@ def test_load_official_of_the_models_page_loads_an_official_state_dict(registry_
         assert relative_error(output, case["out.forward"]) < case.tolerance()
 
 
-def test_guidance_in_tables_is_valid():
-    table = re.findall(r"`Guidance\((.*?)\)`", text_of("docs/models.md"))
-    assert len(table) == 6
-    for arguments in table:
+def test_guidance_in_tables_is_that_of_the_recipes():
+    rows = re.findall(
+        r"^\| (`.*`) \| (?:none|`Guidance\((.*?)\)`) \| `(.*)`, (\d+) steps \|$", hooks().guidance_table(), re.M
+    )
+    found = {}
+    for names, arguments, sampler, steps in rows:
         call = ast.parse(f"f({arguments})", mode="eval").body
         assert isinstance(call, ast.Call)
         values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-        assert not ditzoo.recipe.Guidance(**values).is_off
+        for name in re.findall(r"`(.+?)`", names):
+            found[name] = (values, sampler, int(steps))
+    assert sorted(found) == sorted(ditzoo.list_models(pretrained=True))
+    for name, (values, sampler, steps) in found.items():
+        recipe = ditzoo.model_info(name).recipe
+        assert (recipe.sampler, recipe.num_inference_steps) == (sampler, steps)
+        assert recipe.guidance.is_off if not values else recipe.guidance == ditzoo.recipe.Guidance(**values)
+    assert found["dit_xl_2.in256"] == ({"scale": 1.5, "channels": 3}, "ddpm", 250)
+    assert found["uvit_h_4.in512"] == ({"scale": 0.7, "convention": "uvit"}, "dpm_solver++", 50)
+    assert found["uvit_l_4.in64"] == ({}, "dpm_solver", 50)
+    assert found["diffit_xl_2.in256"][0] == {"scale": 4.4, "channels": 3, "schedule": "power_cosine", "power": 4.0}
+    assert found["sit_xl_2.in256"] == ({"scale": 1.5, "channels": 3}, "heun", 125)
 
 
 # Commands.
@@ -194,9 +211,16 @@ def test_named_files_exist(page):
             assert (ROOT / span).exists(), f"{page}: {span}"
 
 
+MODEL_NAME = r"(?:dit|uvit|mdt|mdtv2|diffit|sit)_(?:ti|s|s_deep|m|b|l|xl|h)_\d(?:_(?:adaln|crossattn|incontext))?"
+
+
+def test_names_of_models_are_recognised():
+    assert [name for name in ditzoo.list_models() if not re.fullmatch(MODEL_NAME, name)] == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_named_models_and_modules_exist(page):
-    for name in re.findall(r"\b((?:dit|uvit|mdt|mdtv2|diffit)_(?:ti|s|m|b|l|xl|h)_\d(?:\.\w+)?)\b", text_of(page)):
+    for name in re.findall(rf"\b({MODEL_NAME}(?:\.\w+)?)\b", text_of(page)):
         ditzoo.model_info(name)
     for dotted in re.findall(r"\b(ditzoo(?:\.\w+)+)\b(?!\()", text_of(page)):
         resolve(dotted)
@@ -230,7 +254,7 @@ def hooks() -> ModuleType:
 def test_costs_in_the_readme_are_what_is_counted():
     rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \| (.+) \|$", text_of("README.md"), re.MULTILINE)
     printed = {cost.name: (cost.gmacs, cost.source) for cost in hooks().PUBLISHED_COSTS}
-    assert len(rows) == 5
+    assert len(rows) == 6
     for name, counted, paper, source in rows:
         assert counted == f"{count_macs(name).gmacs:.2f}"
         assert (paper, source) == printed[name]
@@ -240,7 +264,7 @@ def test_costs_in_the_readme_are_what_is_counted():
 def test_printed_costs_are_reproduced(family):
     """Figures read in the papers themselves. DiT's have two decimals, and differ in the last one or two of them."""
     costs = [cost for cost in hooks().PUBLISHED_COSTS if cost.name.startswith(f"{family}_")]
-    assert len(costs) == {"dit": 13, "diffit": 1}[family]
+    assert len(costs) == {"dit": 16, "diffit": 1}[family]
     for cost in costs:
         counted = count_macs(cost.name)
         value = counted.gmacs if cost.attention else counted.gmacs_without_attention
@@ -283,6 +307,7 @@ def test_protocol_of_the_benchmark_page_is_that_of_the_suite():
         f"of {recipe.prediction[0]} under the {recipe.schedule} schedule",
         f"with {recipe.num_train_timesteps:,} timesteps",
         f"{recipe.num_inference_steps} {recipe.sampler.upper()} steps",
+        f"{QUICK.flow_recipe.num_inference_steps} {QUICK.flow_recipe.sampler.capitalize()} steps",
         f"guidance scale {recipe.guidance.scale:g} on all channels",
         f"{QUICK.num_samples // 10} samples of each digit",
         f"batches of {QUICK.forward_batch_size} in inference mode",
@@ -292,25 +317,181 @@ def test_protocol_of_the_benchmark_page_is_that_of_the_suite():
     ):
         assert fact in protocol, fact
     assert f"the same {training.num_images:,} training images" in text_of("README.md")
+    assert recipe.guidance == QUICK.flow_recipe.guidance
     assert recipe.guidance.channels is None
-    for name in TINY:
+    for name in QUICK.default_models():
         assert f"`{name}`" in text_of("README.md")
         assert ditzoo.model_info(name).config["class_dropout_prob"] == 0.1
 
 
 def test_recorded_run_has_every_tiny_model():
     table = hooks().quick_table()
-    for name in [*TINY, "real digits", "untrained"]:
+    for name in [*QUICK.default_models(), "real digits", "untrained"]:
         assert f"| {name} |" in table
 
 
-def test_every_family_has_its_section():
-    sections = anchors_of("docs/models.md")
-    for family in ditzoo.models.FAMILIES:
-        assert any(family.name.replace("_", "-") in section.replace("-", "") for section in sections), family.name
-        number = family.paper.rpartition(":")[2]
-        assert number in text_of("docs/models.md")
-        assert number in text_of("README.md")
+SECTIONS = [
+    "Against DiT",
+    "Equations",
+    "Diagram",
+    "Sizes",
+    "Published numbers",
+    "How the authors train and sample",
+    "Oddities",
+    "Weights without effect",
+    "Use",
+]
+
+
+@pytest.mark.parametrize("family", ditzoo.models.FAMILIES, ids=lambda family: family.name)
+def test_every_family_has_its_page(family):
+    page = FAMILY_PAGES[family.name]
+    assert re.findall(r"^## (.+)$", prose_of(page), re.MULTILINE) == SECTIONS
+    assert f"](families/{family.name}.md)" in text_of("docs/models.md")
+    assert f": families/{family.name}.md\n" in text_of("mkdocs.yml")
+    number = family.paper.rpartition(":")[2]
+    for text in (text_of(page).split("##")[0], text_of("docs/models.md"), text_of("README.md")):
+        assert f"[arXiv:{number}](https://arxiv.org/abs/{number})" in text
+    for directive in ("size_table", "recipe_table", "result_table", "unused_table", "drawing"):
+        arguments = re.findall(rf"^\{{\{{ {directive} (\w+)", text_of(page), re.MULTILINE)
+        assert arguments
+        of_this = ditzoo.list_models(family=family.name) if directive in ("unused_table", "drawing") else [family.name]
+        assert set(arguments) <= set(of_this)
+
+
+@pytest.mark.parametrize("page", DOCS)
+def test_directives_are_known(page):
+    found = re.findall(r"^\{\{ (\w+).*\}\}$", text_of(page), re.MULTILINE)
+    assert text_of(page).count("{{") == len(found)
+    assert set(found) <= set(hooks().CONTENT)
+
+
+def test_size_tables_hold_the_options_in_which_a_family_differs():
+    rows = [line.strip("| ").split(" | ") for line in hooks().size_table("mdt").splitlines()]
+    assert rows[0][-2:] == ["tokens", "`decode_layer`"]
+    sizes = {row[0]: row[1:] for row in rows[2:]}
+    assert sorted(re.findall(r"`(\w+)`", " ".join(sizes))) == sorted(ditzoo.list_models(family="mdt"))
+    assert sizes["`mdtv2_s_2`"] == ["38.45", "6.74", "12", "384", "6", "2", "4x32x32", "256", "6"]
+    assert sizes["`mdt_xl_2`<br>`.in256`"][:2] == ["699.78", "118.62"]
+    assert "`mdt_ti_2` (ours)" in sizes
+    assert "| tokens | `conv` |" in hooks().size_table("uvit")
+    assert "| tokens | `conditioning` |" in hooks().size_table("dit")
+    assert "| tokens |\n" in hooks().size_table("sit")
+
+
+def test_recipe_tables_tell_what_is_not_computed():
+    table = hooks().recipe_table("uvit").replace("\N{NO-BREAK SPACE}", " ")
+    guidance = "c + 0.7 (c \N{MINUS SIGN} u), all channels"
+    assert f"| {guidance} | `dpm_solver`, 50 steps | `autoencoder_kl`, times 0.18215 |" in table
+    assert table.endswith("release: `continuous_vp`, `dpm_solver`, `dpm_solver++`, `euler_maruyama`.")
+    assert "Not computed" not in hooks().recipe_table("sit")
+    assert hooks().recipe_table("mdt").count("s up to 3.8, power 4, first 3 channels") == 2
+    assert "| 0.3 to 0.5 |" in hooks().recipe_table("mdt")
+
+
+def test_unused_tables_count_values():
+    table = hooks().unused_table("diffit_ti_2")  # width 80, 4 blocks
+    assert "| `blocks.*.attn.qkv_temb.weight` | 4 | 80 to 159 of 240 | 25,600 | the softmax cancels" in table
+    assert f"Together 26,240 of the {ditzoo.model_info('diffit_ti_2').num_params:,} values of `diffit_ti_2`," in table
+    assert hooks().unused_table("uvit_h_2") == "None in `uvit_h_2`."
+    assert "| `final_layer.linear.bias` | 1 | 16 of 32 | 16 |" in hooks().unused_table("sit_s_2")
+
+
+def test_drawings_are_fenced():
+    drawing = hooks().drawing("dit_ti_2")
+    assert drawing.startswith("```text\n")
+    assert drawing.endswith("\n```")
+    assert drawing.count("```") == 2
+    assert "AdaLNZeroBlock" in drawing
+
+
+def test_files_of_weights_are_links():
+    with_file = "[mdt_xl2_v1_ckpt.pt](https://huggingface.co/shgao/MDT-XL2)"
+    assert with_file in hooks().published_table()
+    assert "[DiT-XL-2-512x512.pt](https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-512x512.pt)" in (
+        hooks().published_table()
+    )
+
+
+# Published results.
+
+
+def test_published_results_are_of_known_models_and_name_their_sources():
+    rows = hooks().published_results()
+    assert len(rows) == 106
+    assert len({tuple(row.values()) for row in rows}) == len(rows)
+    known = {*ditzoo.list_models(), *ditzoo.list_models(pretrained=True), ""}
+    for row in rows:
+        assert row["name"] in known
+        assert row["family"] in FAMILY_PAGES
+        assert not row["name"] or ditzoo.model_info(row["name"]).family == row["family"]
+        assert row["source"]
+        assert row["confidence"] in ("primary", "secondary")
+        assert row["measured_by"] in ("authors", "others")
+        assert float(row["fid"]) > 1
+        for score in ("precision", "recall"):
+            assert not row[score] or 0 < float(row[score]) < 1
+
+
+def test_published_results_are_what_the_papers_print():
+    def fid(**facts):
+        (row,) = [row for row in hooks().published_results() if facts.items() <= row.items()]
+        return row["fid"]
+
+    table_2 = "arXiv:2212.09748, tables 2 and 5 (ft-EMA decoder); github.com/facebookresearch/DiT@ed81ce222909 README"
+    assert fid(name="dit_xl_2.in256", source=table_2) == "2.27"
+    assert fid(name="dit_xl_2_crossattn") == "26.14"
+    assert fid(name="uvit_h_2.in256", sampler_steps="50 DPM-Solver++") == "2.29"
+    assert fid(name="mdtv2_xl_2.in256") == "1.58"
+    assert fid(name="diffit_xl_2.in512") == "2.67"
+    assert fid(name="sit_xl_2.in256", guidance="1.5", sampler_steps="125 Heun (ODE)") == "2.15"
+    assert fid(name="sit_xl_2.in256", guidance="1.5", sampler_steps="250 Euler-Maruyama (SDE)") == "2.06"
+
+
+def test_published_sizes_are_those_of_the_models():
+    """Where a row is for the input that the name builds; version 2 of MDT is quoted with the numbers of version 1."""
+    checked = 0
+    for row in hooks().published_results():
+        info = ditzoo.model_info(row["name"]) if row["name"] else None
+        side = int(row["resolution"]) // (8 if info and info.config["in_channels"] == 4 else 1)
+        if info is None or info.config["input_size"] != side or row["name"].startswith("mdtv2"):
+            continue
+        if row["params_m"] and row["name"] != "mdt_xl_2.in256":  # quoted without its side block
+            assert info.num_params / 1e6 == pytest.approx(float(row["params_m"]), abs=1.1), row["model"]
+            checked += 1
+        if row["gmacs"]:
+            counted = count_macs(row["name"])
+            value = counted.gmacs_without_attention if row["family"] == "diffit" else counted.gmacs
+            assert agrees(value, row["gmacs"]), row["model"]
+            checked += 1
+    assert checked > 60
+
+
+@pytest.mark.parametrize("family", FAMILY_PAGES)
+def test_pages_show_every_published_result(family):
+    groups = re.findall(rf"^\{{\{{ result_table {family} (\w+) \}}\}}$", text_of(FAMILY_PAGES[family]), re.MULTILINE)
+    tables = "\n".join(hooks().result_table(family, group) for group in groups)
+    rows = [row for row in hooks().published_results() if row["family"] == family]
+    assert len(re.findall(r"\| \(\d+\) \|$", tables, re.MULTILINE)) == len(rows)
+    for row in rows:
+        assert f" {row['fid']} " in tables
+
+
+def test_result_tables_say_once_what_all_rows_share():
+    table = hooks().result_table("dit", "authors")
+    assert table.startswith("All rows: images ImageNet-1k; sampling 250 DDPM.\n")
+    assert "| DiT-XL/2 | `dit_xl_2` | 512 | 1301K | none | 13.78 | (1) |" in table
+    assert "| U-ViT-L/4<br>`uvit_l_4.in64` | ImageNet-1k 64 | 300K, batch 1024 |" in hooks().result_table(
+        "uvit", "weights"
+    )
+    assert "1. [arXiv:2212.09748](https://arxiv.org/abs/2212.09748), table 4 (ft-MSE decoder)\n" in table
+    assert "second-hand" not in table
+    others = hooks().result_table("sit", "others")
+    assert "[github.com/willisma/SiT](https://github.com/willisma/SiT), issue 31" in others
+    assert others.count(", second-hand") == 3
+    assert "[github.com/sail-sg/MDT@7d26c2162c46](https://github.com/sail-sg/MDT/tree/7d26c2162c46) README" in (
+        hooks().result_table("mdt", "weights")
+    )
 
 
 def test_extras_in_the_readme_are_those_of_the_package():
