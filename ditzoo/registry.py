@@ -43,8 +43,9 @@ class ModelInfo:
         source: where the weights of this tag are; None for a bare name.
         licence: of those weights; None for a bare name.
         data: what they were trained on; None for a bare name.
-        recipe: how the authors train and sample the model; None for a model registered without one. It may name a
-            sampler that this release does not have.
+        recipe: how the authors train and sample these weights; for a bare name, the published weights of its size or
+            else of its family. None for a model registered without one. It may name a sampler that this release does
+            not have.
         unused: weights that the state dict has, as the original's does, and that change no output.
     """
 

@@ -480,7 +480,7 @@ def test_pages_show_every_published_result(family):
 def test_result_tables_say_once_what_all_rows_share():
     table = hooks().result_table("dit", "authors")
     assert table.startswith("All rows: images ImageNet-1k; sampling 250 DDPM.\n")
-    assert "| DiT-XL/2 | `dit_xl_2` | 512 | 1301K | none | 13.78 | (1) |" in table
+    assert "| DiT-XL/2 |  | 512 | 1301K | none | 13.78 | (1) |" in table
     assert "| U-ViT-L/4<br>`uvit_l_4.in64` | ImageNet-1k 64 | 300K, batch 1024 |" in hooks().result_table(
         "uvit", "weights"
     )

@@ -278,6 +278,7 @@ FAMILY = Family(
                 UViT,
                 {"patch_size": patch_size, **SIZES[size]},
                 ours=size == "s_deep",  # the authors condition this size on text only
+                recipe=_CONTINUOUS if size == "l" else RECIPE,
                 checkpoints=CHECKPOINTS.get(name, {}),
             )
             for size, patch_size in [
