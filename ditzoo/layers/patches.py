@@ -17,8 +17,9 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, D)."""
-        return rearrange(self.proj(x), "b d h w -> b (h w) d")
+        """(B, C, H, W) -> (B, N, D), contiguous."""
+        # As a view, its strides would pass through every residual sum, and every norm would copy its input.
+        return rearrange(self.proj(x), "b d h w -> b (h w) d").contiguous()
 
 
 def unpatchify(x: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
