@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 Status = Literal["pass", "FAIL", "note", "not checked"]
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Check:
             compare with; `"not checked"` where it was not looked at.
         found: what it is here, or why it was not checked.
         expected: what it should be.
-        details: names of the weights that are meant, where there are some.
+        details: names of the weights that are meant, or what else does not fit into the table.
+        source: where the expected value is from.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Check:
     found: str
     expected: str = ""
     details: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Verification:
         dtype: their precision.
         checks: in order.
         hints: what may be the matter with a file that fails.
-        sampled_hash: of the file's weights; None without a file.
+        sampled_hash: of the file's weights; None without a file, and where they are not the network's.
     """
 
     name: str
@@ -65,14 +68,15 @@ class Verification:
 
     def summary(self) -> str:
         """One sentence of counts. Notes are neither passed nor failed."""
+        passed, notes = self.count("pass"), self.count("note")
         return (
-            f"{self.count('pass')} checks passed, {self.count('FAIL')} failed; {self.count('note')} notes, "
-            f"{self.count('not checked')} not checked."
+            f"{passed} {'check' if passed == 1 else 'checks'} passed, {self.count('FAIL')} failed; "
+            f"{notes} {'note' if notes == 1 else 'notes'}, {self.count('not checked')} not checked."
         )
 
 
-def compare(row: str, good: bool, found: str, expected: str) -> Check:
-    return Check(row, "pass" if good else "FAIL", found, expected)
+def compare(row: str, good: bool, found: str, expected: str, *, details: str = "", source: str = "") -> Check:
+    return Check(row, "pass" if good else "FAIL", found, expected, details, source)
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
@@ -80,9 +84,15 @@ def some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + rest
 
 
+def shown(name: str) -> str:
+    """A name from a file, fit for a terminal: one line, no control characters, not endless."""
+    name = name if name.isprintable() else repr(name)
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
+
+
 def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 def message(error: Exception, most: int = 300) -> str:
-    return " ".join(str(error).split())[:most]
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))[:most]

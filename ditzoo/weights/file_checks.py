@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -13,65 +13,63 @@ from torch import Tensor
 from ditzoo import registry
 from ditzoo.layers import relative_position_index, sincos_position_table
 from ditzoo.models import DiffusionTransformer
-from ditzoo.weights.checks import Check, Status, compare, message, short, some
-from ditzoo.weights.files import Nest, WeightsFile
+from ditzoo.weights.checks import Check, compare, message, short, shown, some
+from ditzoo.weights.files import FLOATS, Nest, WeightsFile, damaged_member, has_checksums, is_zip
+from ditzoo.weights.match import FileForNetwork, Shapes, shapes_of
 from ditzoo.weights.published import SAMPLED_HASHES, same_network
 
-Shapes = dict[str, tuple[int, ...]]
+_INTEGERS = (torch.int16, torch.int32, torch.int64)
 
 
-def file_checks(
-    name: str,
-    model: DiffusionTransformer,
-    file: WeightsFile,
-    asked: Nest,
-    weights: Mapping[str, Tensor],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Iterator[Check]:
-    yield _container_check(file, asked)
-    shapes, wanted = shapes_of(weights), shapes_of(model.state_dict())
-    names, sizes = _name_check(shapes, wanted, file.others), _shape_check(shapes, wanted)
-    yield from (names, sizes)
-    yield Check("dtypes", "note", _dtypes(weights.values()))
-    count = sum(math.prod(shape) for key, shape in shapes.items() if key in wanted)
-    total = sum(math.prod(shape) for shape in wanted.values())
-    yield compare("parameters in file", count == total, f"{count:,}", f"{total:,}")
-    yield from _value_checks(model, weights)
+def file_checks(found: FileForNetwork, asked: Nest, device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
+    model, shapes, wanted = found.model, found.shapes, found.wanted
+    yield _container_check(found.file, asked)
+    yield _zip_check(found.file)
+    yield from (_name_check(shapes, wanted, found.file.others), _shape_check(shapes, wanted))
+    yield _dtype_check({key: tensor.dtype for key, tensor in found.weights.items() if key in wanted})
+    yield from _value_checks(found)
     if "relative_position_index" in model.constant_buffers:
-        yield _buffer_check(model, file.tensors)
-    if not "pass" == names.status == sizes.status:
-        for row in ("loads", "forward"):
-            yield Check(row, "not checked", "names or shapes differ")
+        yield _buffer_check(model, found.buffers)
+    if why := found.misfit:
+        yield from (Check(row, "not checked", why) for row in ("loads", "forward", "sampled hash"))
         return
-    yield _layout_check(name, shapes)
-    yield from _position_checks(model, weights)
+    yield _layout_check(found.name, shapes)
+    yield from _position_checks(model, found.values)
+    digest = _hash_check(found)
     try:
-        model.load_state_dict(dict(weights), strict=True, assign=True)
+        model.load_state_dict(dict(found.weights), strict=True, assign=True)
     except RuntimeError as error:
         yield Check("loads", "FAIL", "refused", "strictly", message(error))
-        yield Check("forward", "not checked", "the weights do not load")
+        yield from (Check("forward", "not checked", "the weights do not load"), digest)
         return
-    yield Check("loads", "pass", "strictly")
-    yield _forward_check(name, model, device, dtype)
-
-
-def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
-    """Name -> shape."""
-    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    yield Check("loads", "pass", "strictly", "strictly")
+    yield from (_forward_check(found, device, dtype), digest)
 
 
 def _container_check(file: WeightsFile, asked: Nest) -> Check:
-    place = "" if file.nest is None else f", weights under {file.nest!r}"
+    details = "" if file.nest is None else f"weights under {file.nest!r}"
     if file.nest not in (None, "ema") and asked == "ema":
-        place += ": no 'ema' in it"
-    return Check("file", "note", f"{file.container}, {file.num_bytes:,} bytes{place}")
+        details += "; there is no 'ema'"
+    return Check("file", "note", f"{file.container}, {file.num_bytes:,} bytes", details=details)
+
+
+def _zip_check(file: WeightsFile) -> Check:
+    row = "zip checksums"
+    if not is_zip(file.path):
+        return Check(row, "not checked", "not a zip archive")
+    if not has_checksums(file.path):
+        return Check(row, "not checked", "saved without any")
+    if (member := damaged_member(file.path)) is None:
+        return Check(row, "pass", "all agree", "all agree")
+    return Check(
+        row, "FAIL", "not those of the content", "all agree", f"{shown(member)} is damaged; fetch the file again"
+    )
 
 
 def _name_check(shapes: Shapes, wanted: Shapes, others: Mapping[str, str]) -> Check:
     missing = [key for key in wanted if key not in shapes]
-    unexpected = [key for key in shapes if key not in wanted]
-    unexpected += [f"{key} (of type {kind})" for key, kind in others.items()]
+    unexpected = [shown(key) for key in shapes if key not in wanted]
+    unexpected += [f"{shown(key)} (of type {shown(kind)})" for key, kind in others.items()]
     if not missing and not unexpected:
         return Check("names", "pass", f"{len(shapes):,}", f"{len(wanted):,}")
     parts = [f"{kind} {some(keys)}" for kind, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
@@ -94,70 +92,86 @@ def _side(shape: tuple[int, ...]) -> str:
     return "x".join(str(side) for side in shape) or "scalar"
 
 
-def _dtypes(tensors: Iterable[Tensor]) -> str:
-    counts = Counter(short(tensor.dtype) for tensor in tensors)
-    return ", ".join(f"{count} in {dtype}" for dtype, count in counts.most_common())
+def _dtype_check(dtypes: Mapping[str, torch.dtype]) -> Check:
+    if not dtypes:
+        return Check("dtypes", "not checked", "no name in common")
+    counts = Counter(short(dtype) for dtype in dtypes.values()).most_common()
+    found = some([f"{count:,} in {dtype}" for dtype, count in counts], 2)
+    wrong = {key: dtype for key, dtype in dtypes.items() if dtype not in FLOATS}
+    details = some([f"{key} is in {short(dtype)}" for key, dtype in wrong.items()])
+    if any("float8" in short(dtype) for dtype in wrong.values()):
+        details += "; 8 bits hold rounded weights whose scale the file need not tell: take the authors' own file"
+    return compare("dtypes", not wrong, found, "floats of 16 to 64 bits", details=details)
 
 
-def _value_checks(model: DiffusionTransformer, weights: Mapping[str, Tensor]) -> Iterator[Check]:
-    """Every value is read, once."""
-    broken, constant, largest = [], [], 0.0
-    trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
-    trained -= {unused.name for unused in model.unused_weights() if unused.rows is None}
-    for key, tensor in weights.items():
-        if not tensor.numel():
-            continue
-        low, high = (float(value) for value in _readable(tensor).aminmax())  # NaN if any value is
+def _value_checks(found: FileForNetwork) -> Iterator[Check]:
+    """Every value of the right name, shape and dtype is read, once."""
+    broken, constant, compared, largest = [], [], 0, 0.0
+    trained = _varied(found.model)
+    for key, tensor in found.values.items():
+        low, high = (float(value) for value in tensor.aminmax())  # NaN if any value is
         if not (math.isfinite(low) and math.isfinite(high)):
             broken.append(key)
             continue
         largest = max(largest, -low, high)
-        if low == high and tensor.numel() > 1 and key in trained:
+        compared += key in trained
+        if low == high and key in trained:
             constant.append(key)
-    if broken:
-        found = f"NaN or infinity in {len(broken):,} of {len(weights):,} tensors"
-        yield Check("finite values", "FAIL", found, "all", some(broken))
+    number, total = len(found.values), len(found.wanted)
+    if not number:
+        yield Check("finite values", "not checked", "no tensor can be compared")
+    elif broken:
+        details = some(broken)
+        yield Check(
+            "finite values", "FAIL", f"NaN or infinity in {len(broken):,} of {number:,} tensors", "all", details
+        )
     else:
-        yield Check("finite values", "pass", f"all; the largest is {largest:.4g}", "all")
-    trained &= set(weights)
-    if not trained:
-        yield Check("varied values", "not checked", "the file has no trained tensor of this network")
+        yield Check("finite values", "pass", f"in {number:,} of {total:,} tensors; largest {largest:.4g}", "all")
+    row = "varied values"
+    if not compared:
+        yield Check(row, "not checked", "no trained tensor can be compared")
     elif not constant:
-        yield Check("varied values", "pass", "no trained tensor is constant", "none")
+        yield Check(row, "pass", f"no constant among {compared:,} of {len(trained):,}", "no constant")
     else:
         # In a fresh network gates and biases are zero; in a trained one nothing is.
-        status: Status = "FAIL" if len(constant) == len(trained) else "note"
-        found = f"{len(constant):,} of {len(trained):,} trained tensors are constant"
-        yield Check("varied values", status, found, "none after training", some(constant))
+        wrong = found.is_published or len(constant) == len(trained)
+        text = f"{len(constant):,} of {compared:,} trained tensors are constant"
+        yield Check(row, "FAIL" if wrong else "note", text, "none after training", some(constant))
 
 
-def _readable(tensor: Tensor) -> Tensor:
-    usual = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    return tensor if tensor.dtype in usual else tensor.float()
+def _varied(model: DiffusionTransformer) -> set[str]:
+    """Names of the tensors that training fills with different values."""
+    trained = {key for key, value in model.named_parameters() if value.requires_grad and value.numel() > 1}
+    return trained - {unused.name for unused in model.unused_weights() if unused.rows is None}
 
 
-def _buffer_check(model: DiffusionTransformer, tensors: Mapping[str, Tensor]) -> Check:
+def _buffer_check(model: DiffusionTransformer, buffers: Mapping[str, Tensor]) -> Check:
     """The originals' constant buffers say in which order the rows of their tables stand."""
     row = "constant buffers"
-    buffers = {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[2] == "relative_position_index"}
     if not buffers:
         return Check(row, "not checked", "the file has none; ditzoo computes them")
     index = relative_position_index(*model.grid)
-    wrong = [key for key, tensor in buffers.items() if not torch.equal(tensor.long(), index)]
-    if wrong:
-        return Check(row, "FAIL", f"{len(wrong)} of {len(buffers)} differ", "as computed here", some(wrong))
-    return Check(row, "pass", f"{len(buffers)} equal", "as computed here")
+    wrong = [key for key, tensor in buffers.items() if not _same_index(tensor, index)]
+    found = f"{len(wrong)} of {len(buffers)} differ" if wrong else f"{len(buffers)} equal"
+    return compare(row, not wrong, found, "as computed here", details=some(wrong))
 
 
-def _position_checks(model: DiffusionTransformer, weights: Mapping[str, Tensor]) -> Iterator[Check]:
+def _same_index(tensor: Tensor, index: Tensor) -> bool:
+    """Floats are taken too: some cast a whole state dict."""
+    if tensor.shape != index.shape or not (tensor.dtype in FLOATS or tensor.dtype in _INTEGERS):
+        return False
+    return torch.equal(tensor.double(), index.double())
+
+
+def _position_checks(model: DiffusionTransformer, values: Mapping[str, Tensor]) -> Iterator[Check]:
     """A frozen position table is a formula, so that its values are known."""
     table = dict(model.named_parameters()).get("pos_embed")
     if table is None or table.requires_grad or not type(model).__module__.startswith("ditzoo.models."):
         return
-    found, formula = weights["pos_embed"], sincos_position_table(model.hidden_size, model.grid)
-    error = float((_readable(found).float() - formula).abs().max())
-    bound = max(1e-6, torch.finfo(found.dtype).eps) if found.is_floating_point() else 1e-6
-    expected = f"at most {bound:.0e} from the sin-cos formula"
+    found, formula = values["pos_embed"], sincos_position_table(model.hidden_size, model.grid)
+    error = float((found.float() - formula).abs().max())
+    bound = max(1e-6, torch.finfo(found.dtype).eps)
+    expected = f"at most {bound:.0e} from its formula"
     yield compare("position table", error <= bound, f"differs by {error:.1e}", expected)
 
 
@@ -165,25 +179,29 @@ def _layout_check(name: str, shapes: Shapes) -> Check:
     """Two networks can have the same names and shapes; a file does not say which of them it is for."""
     others = [other for other in _fitting(shapes) if not same_network(other, name)]
     if not others:
-        return Check("layout", "pass", "of no other network in the zoo", "of no other")
-    return Check("layout", "note", f"the same as of {some(others)}: only the file's source can tell", "of no other")
+        return Check("layout", "pass", "of no other in the zoo", "of no other")
+    details = f"names and shapes are also those of {some(others)}; only the file's source can tell which it is for"
+    return Check("layout", "note", f"also that of {some(others, 1)}", "of no other", details)
 
 
-def _forward_check(name: str, model: DiffusionTransformer, device: torch.device, dtype: torch.dtype) -> Check:
-    x, t, y, text = fixed_input(name, model)
+def _forward_check(found: FileForNetwork, device: torch.device, dtype: torch.dtype) -> Check:
+    x, t, y, text = fixed_input(found.name, found.model)
+    expected = "finite, not all zero" if found.is_published else "finite"
     try:
-        model = model.to(device, dtype).eval()
+        model = found.model.to(device, dtype).eval()
         with torch.no_grad():
             output = model(x.to(device, dtype), t.to(device), None if y is None else y.to(device)).float().cpu()
     except (RuntimeError, ValueError, TypeError) as error:
-        return Check("forward", "FAIL", f"stopped by a {type(error).__name__}", "finite output", message(error))
+        return Check("forward", "FAIL", f"stopped by a {type(error).__name__}", expected, message(error))
     if not bool(torch.isfinite(output).all()):
         count = int((~torch.isfinite(output)).sum())
-        return Check("forward", "FAIL", f"{count:,} of {output.numel():,} values are NaN or infinite", "finite output")
+        return Check("forward", "FAIL", f"{count:,} of {output.numel():,} values are NaN or infinite", expected)
     if not output.any():
-        return Check("forward", "note", "zero everywhere, as of a fresh network", "another output")
+        if found.is_published:
+            return Check("forward", "FAIL", "zero everywhere", expected)
+        return Check("forward", "note", "zero everywhere, as of a fresh network", expected)
     print_of = f"rms {output.square().mean().sqrt():.4g}, mean {output.mean():.4g}, first {output.flatten()[0]:.4g}"
-    return Check("forward", "pass", f"finite: {print_of}", f"finite ({text})")
+    return Check("forward", "pass", "finite", expected, f"{print_of} for the input of {text}")
 
 
 def fixed_input(name: str, model: DiffusionTransformer) -> tuple[Tensor, Tensor, Tensor | None, str]:
@@ -196,16 +214,15 @@ def fixed_input(name: str, model: DiffusionTransformer) -> tuple[Tensor, Tensor,
     return x, t, y, f"seed 0, t = {t.item():g}" + (", y = 0" if y is not None else "")
 
 
-def hash_check(name: str, digest: str) -> Check:
-    known = SAMPLED_HASHES.get(name)
-    found = f"{digest[:16]}..."
+def _hash_check(found: FileForNetwork) -> Check:
+    known, digest = SAMPLED_HASHES.get(found.name), found.digest or ""
     if known is None:
-        return Check("sampled hash", "note", found, "not recorded")
-    return compare("sampled hash", digest == known, found, f"{known[:16]}...")
+        return Check("sampled hash", "note", f"{digest[:16]}...", "not recorded")
+    return compare("sampled hash", digest == known, f"{digest[:16]}...", f"{known[:16]}...")
 
 
-def hints(name: str, model: DiffusionTransformer, file: WeightsFile, weights: Mapping[str, Tensor]) -> Iterator[str]:
-    shapes, wanted = shapes_of(weights), shapes_of(model.state_dict())
+def hints(found: FileForNetwork) -> Iterator[str]:
+    name, model, shapes, wanted = found.name, found.model, found.shapes, found.wanted
     if shapes == wanted:
         return
     if any(key.startswith("transformer_blocks.") for key in shapes):
@@ -216,13 +233,13 @@ def hints(name: str, model: DiffusionTransformer, file: WeightsFile, weights: Ma
         return
     prefix = _common_prefix(shapes, wanted)
     if prefix:
-        yield f"Every name carries {prefix!r} in front; save the state dict without it."
+        yield f"Every name carries {shown(repr(prefix))} in front; save the state dict without it."
         shapes = {key.removeprefix(prefix): shape for key, shape in shapes.items()}
         if shapes == wanted:
             return
     fitting = [other for other in _fitting(shapes) if other != name]
     if fitting:
-        commands = " or ".join(f"`ditzoo verify {other} --checkpoint {file.path}`" for other in fitting[:3])
+        commands = " or ".join(f"`ditzoo verify {other} --checkpoint {found.file.path}`" for other in fitting[:3])
         yield f"The file fits {some(fitting)}: run {commands}."
     elif (classes := _other_classes(model, shapes, wanted)) is not None:
         yield f"Only the label table differs: ditzoo.create({name!r}, num_classes={classes}) takes the file."

@@ -12,7 +12,7 @@ from ditzoo.metrics import count_macs
 from ditzoo.models import DiffusionTransformer
 from ditzoo.weights.checks import Check, compare, message
 from ditzoo.weights.golden import GoldenCase, cases_of, golden_errors
-from ditzoo.weights.published import agrees, official_count, published_cost
+from ditzoo.weights.published import agrees, allowance, official_count, published_cost
 
 #: Difference from the official float32 outputs that half precision may make, over their largest value. It rounds to
 #: 8 and 11 bits, 0.4 % and 0.05 % at a time.
@@ -22,7 +22,7 @@ HALF_PRECISION = {torch.bfloat16: 0.05, torch.float16: 0.01}
 def network_checks(name: str, model: DiffusionTransformer) -> Iterator[Check]:
     config = model.config
     shape = f"{config['in_channels']}x{config['input_size']}x{config['input_size']}"
-    yield Check("network", "pass", f"{type(model).__name__} for {shape} inputs builds")
+    yield Check("network", "note", f"{type(model).__name__} for {shape} inputs")
     yield _parameter_check(name, model)
     official, keys = official_count(name), len(model.state_dict())
     # The originals keep one constant index beside every relative-position table.
@@ -32,39 +32,44 @@ def network_checks(name: str, model: DiffusionTransformer) -> Iterator[Check]:
         yield Check("state-dict names", "note", f"{keys:,}", "no official number")
     else:
         found = f"{keys:,}" + (f" and {buffers} constant buffers" if buffers else "")
-        yield compare("state-dict names", keys + buffers == official.keys, found, f"{official.keys:,} in all")
-    yield _cost_check(name)
+        good = keys + buffers == official.keys
+        yield compare("state-dict names", good, found, f"{official.keys:,} in all", source=official.source)
+    yield _cost_check(name, model)
 
 
 def _parameter_check(name: str, model: DiffusionTransformer) -> Check:
     official, cost = official_count(name), published_cost(name)
     count = sum(parameter.numel() for parameter in model.parameters())
     if official is not None:
-        return compare("parameters", count == official.total, f"{count:,}", f"{official.total:,} ({official.source})")
+        good = count == official.total
+        return compare("parameters", good, f"{count:,}", f"{official.total:,}", source=official.source)
     if cost is not None and cost.params is not None:
         good = agrees(count / 1e6, cost.params)
-        return compare("parameters", good, f"{count:,}", f"{cost.params}M within 0.5 % ({cost.source})")
+        expected = f"{cost.params}M +- {allowance(cost.params):.3g}M"
+        return compare("parameters", good, f"{count:,}", expected, source=cost.source)
     return Check("parameters", "note", f"{count:,}", "no official number")
 
 
-def _cost_check(name: str) -> Check:
-    counted, cost = count_macs(name), published_cost(name)
+def _cost_check(name: str, model: DiffusionTransformer) -> Check:
+    counted, cost = count_macs(model), published_cost(name)
     if cost is None:
         return Check("GMACs", "note", f"{counted.gmacs:.4g}", "no published figure")
     gmacs = counted.gmacs if cost.attention else counted.gmacs_without_attention
     without = "" if cost.attention else " without attention products"
-    found, expected = f"{gmacs:.2f}{without}", f"{cost.gmacs} within 0.5 % ({cost.source})"
-    return compare("GMACs", agrees(gmacs, cost.gmacs), found, expected)
+    found, expected = f"{gmacs:.2f}{without}", f"{cost.gmacs} +- {allowance(cost.gmacs):.3g}"
+    return compare("GMACs", agrees(gmacs, cost.gmacs), found, expected, source=cost.source)
 
 
 def golden_checks(model: DiffusionTransformer, device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
     cases = cases_of(type(model))
     if not cases:
-        yield Check("golden forward", "note", f"no official outputs of class {type(model).__name__} are recorded")
+        details = "no official outputs of it are recorded"
+        yield Check("golden forward", "note", f"none for class {type(model).__name__}", details=details)
         return
     conditioning = model.config.get("conditioning", "adaln_zero")
     if conditioning != "adaln_zero":
-        yield Check("golden forward", "note", f"no official implementation of conditioning {conditioning!r} exists")
+        details = "no official implementation of it exists"
+        yield Check("golden forward", "note", f"none for conditioning {conditioning!r}", details=details)
         return
     for case in cases:
         yield _golden_check(case, device, dtype)
@@ -77,13 +82,15 @@ def _golden_check(case: GoldenCase, device: torch.device, dtype: torch.dtype) ->
         with _full_float32():
             errors = golden_errors(case, device, dtype)
     except (RuntimeError, ValueError, TypeError) as error:
-        return Check(row, "FAIL", f"stopped by a {type(error).__name__}", f"outputs of {case.source}", message(error))
+        found = f"stopped by a {type(error).__name__}"
+        return Check(row, "FAIL", found, "the official outputs", message(error), case.source)
     worst = max(errors, key=lambda output: math.inf if math.isnan(errors[output]) else errors[output])
     return compare(
         row,
         errors[worst] <= bound,
         f"differs by {errors[worst]:.1e} ({worst})",
-        f"at most {bound:g} of the largest value from {case.source}",
+        f"at most {bound:g} of the largest",
+        source=case.source,
     )
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from ditzoo import registry
-from ditzoo.models.base import is_constant_buffer
 from ditzoo.weights.checks import Check, Verification
-from ditzoo.weights.file_checks import file_checks, hash_check, hints
-from ditzoo.weights.files import Nest, read_checkpoint, sampled_hash
+from ditzoo.weights.file_checks import file_checks, hints
+from ditzoo.weights.files import Nest, read_checkpoint
+from ditzoo.weights.match import FileForNetwork
 from ditzoo.weights.network_checks import HALF_PRECISION, golden_checks, network_checks
 
 
@@ -25,7 +25,8 @@ def verify(
     """Compare a network of the zoo, and a file of weights for it, with what is known of the original.
 
     Args:
-        name: registry name, with the tag of the weights where they are published ones.
+        name: registry name, with the tag of the weights where they are published ones: of those it is known that they
+            are trained, so that constant tensors and an output of zeros fail.
         checkpoint: safetensors file or PyTorch checkpoint; None checks the network alone.
         device: where forward passes run.
         dtype: their precision: float32, bfloat16 or float16.
@@ -46,12 +47,10 @@ def verify(
     if file is None:
         checks.append(Check("weights", "not checked", "no file given", "--checkpoint PATH"))
         return Verification(name, None, device, dtype, tuple(checks))
-    weights_of_file = {key: t for key, t in file.tensors.items() if not is_constant_buffer(model, key)}
-    digest = sampled_hash(weights_of_file)
-    checks += file_checks(name, model, file, weights, weights_of_file, device, dtype)
-    checks.append(hash_check(name, digest))
-    advice = tuple(hints(name, model, file, weights_of_file))
-    return Verification(name, file.path, device, dtype, tuple(checks), advice, digest)
+    candidate = FileForNetwork.match(name, model, file)
+    checks += file_checks(candidate, weights, device, dtype)
+    advice = tuple(hints(candidate))
+    return Verification(name, file.path, device, dtype, tuple(checks), advice, candidate.digest)
 
 
 def _checked_device(device: torch.device | str) -> torch.device:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import json
 import struct
 import zipfile
 from pathlib import Path
@@ -121,6 +123,21 @@ def zipped(path: Path, *names: str) -> Path:
     return path
 
 
+def packed_again(path: Path) -> Path:
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def of_dtype(path: Path, dtype: str, num_bytes: int) -> Path:
+    """Safetensors of four zeros of a type that PyTorch may not have."""
+    header = json.dumps({"a": {"dtype": dtype, "shape": [4], "data_offsets": [0, num_bytes]}}).encode()
+    return written(path, struct.pack("<Q", len(header)) + header + bytes(num_bytes))
+
+
 def safetensors(path: Path) -> Path:
     save_file(STATE, path)
     return path
@@ -145,6 +162,19 @@ UNREADABLE = {
     "no tensors in nest": (lambda path: saved(path, {"ema": {"decay": 0.9}}), "no weights under 'ema'.*'decay'"),
     "nothing": (lambda path: saved(path, {}), "holds no weights; its entries: none"),
     "numbers for names": (lambda path: saved(path, {0: torch.ones(1)}), "0 is no name of a parameter"),
+    "no values": (
+        lambda path: saved(path, {"b": torch.ones(1), "a": torch.ones(1, device="meta")}),
+        "cannot be read: a has no values, it was saved from PyTorch's meta device",
+    ),
+    "four bits": (lambda path: of_dtype(path, "F4", 2), "cannot be read: a is stored as float4_e2m1fn_x2"),
+    "six bits": (lambda path: of_dtype(path, "F6_E2M3", 3), "cannot be read: a is stored as F6_E2M3"),
+    "weights under another entry": (
+        lambda path: saved(path, {"ema": {}, "model": STATE}),
+        r"no weights under 'ema'; those of the last step are under 'model': take them with --weights raw",
+    ),
+    "packed again": (lambda path: packed_again(saved(path, STATE)), r"was compressed again.*`zip -0`"),
+    "escape code in a zip": (lambda path: zipped(path, "\x1b[2J"), r"it holds '\\x1b\[2J'\."),
+    "escape code for a name": (lambda path: saved(path, {"\x1b[2J": 7}), r"its entries: '\\x1b\[2J'\."),
     "ambiguous": (lambda path: saved(path, {"a": torch.ones(1), "module.a": torch.ones(1)}), "not clear which weights"),
 }
 
@@ -157,7 +187,7 @@ def test_what_cannot_be_read_says_why(kind, tmp_path):
         read_checkpoint(path)
     message = str(raised.value)
     assert message.startswith(str(path))
-    assert "\n" not in message
+    assert message.isprintable()
     assert message.endswith(".")
 
 
@@ -186,6 +216,42 @@ def test_wrong_paths_name_the_right_one(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(IsADirectoryError, match="it has none"):
         read_checkpoint(tmp_path / "none")
+
+
+def test_a_link_that_points_nowhere(tmp_path):
+    (tmp_path / "weights.pt").symlink_to("gone.pt")
+    with pytest.raises(FileNotFoundError, match=r"weights\.pt is a link that points nowhere: gone\.pt is not there\.$"):
+        read_checkpoint(tmp_path / "weights.pt")
+
+
+def test_an_empty_path():
+    with pytest.raises(ValueError, match=r"^PATH is empty; name a file of weights\.$"):
+        read_checkpoint("")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("legacy", [False, True])
+def test_damage_anywhere_in_a_pickle_is_one_line(legacy, tmp_path):
+    state = {"a": torch.ones(3), "b": torch.ones(2, 2).half()}
+    torch.save(state, tmp_path / "good.pt", _use_new_zipfile_serialization=not legacy)
+    good = (tmp_path / "good.pt").read_bytes()
+    messages = []
+    for place in range(min(len(good), 600)):
+        path = written(tmp_path / "weights.pt", good[:place] + bytes([good[place] ^ 0x55]) + good[place + 1 :])
+        with contextlib.suppress(ValueError):  # any other error is none that a user can read
+            read_checkpoint(path)
+            continue  # a name or a value is another now
+        messages.append(refusal(path))
+    assert len(messages) > 100
+    for message in messages:
+        assert message.startswith(str(tmp_path / "weights.pt"))
+        assert message.isprintable()
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ValueError, match="weights") as raised:
+        read_checkpoint(path)
+    return str(raised.value)
 
 
 def test_raw_weights_that_are_not_there(tmp_path):
@@ -233,6 +299,14 @@ def test_a_change_of_weights_changes_the_hash(change):
     state = {key: value.clone() for key, value in STATE.items()}
     change(state)
     assert sampled_hash(state) != sampled_hash(STATE)
+
+
+def test_the_sampled_hash_copies_no_tensor_and_refuses_other_numbers():
+    vast = torch.ones(1).expand(10**11)  # 400 GB if it were copied
+    assert sampled_hash({"a": vast.view(10, 10**10)}) != sampled_hash({"a": vast})
+    assert sampled_hash({"a": torch.empty(0)}) != sampled_hash({"a": torch.empty(0, 2)})
+    with pytest.raises(ValueError, match="a is in complex64; give weights in floats of 16, 32 or 64 bits"):
+        sampled_hash({"a": torch.ones(1, dtype=torch.complex64)})
 
 
 def test_a_value_outside_the_sample_does_not():
