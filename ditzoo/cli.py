@@ -79,7 +79,7 @@ def info(name: str) -> None:
 
 @cli.command()
 @click.argument("name")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="File of weights: safetensors, or PyTorch's.")
+@click.option("--checkpoint", type=click.Path(), help="File of weights: safetensors, or PyTorch's.")
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option(
@@ -89,7 +89,7 @@ def info(name: str) -> None:
     show_default=True,
     help="Of a training checkpoint: moving average or last step.",
 )
-def verify(name: str, checkpoint: Path | None, device: str, dtype: str, weights: Literal["ema", "raw"]) -> None:
+def verify(name: str, checkpoint: str | None, device: str, dtype: str, weights: Literal["ema", "raw"]) -> None:
     """Check a network, and a file of weights for it, against what is known of the original.
 
     Exits with 1 if a check fails.
@@ -107,6 +107,10 @@ def verify(name: str, checkpoint: Path | None, device: str, dtype: str, weights:
     for check in result.checks:
         if check.details:
             click.echo(f"{check.name}: {check.details}")
+    sources = {check.source: [c.name for c in result.checks if c.source == check.source] for check in result.checks}
+    for source, names in sources.items():
+        if source:
+            click.echo(f"source of {', '.join(names)}: {source}")
     if result.sampled_hash is not None:
         click.echo(f"sampled hash: {result.sampled_hash} (compare it with that of other copies)")
     for line in (*result.hints, result.summary()):

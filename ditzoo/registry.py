@@ -271,7 +271,8 @@ def _resolve(name: str) -> tuple[_Entry, Checkpoint | None]:
     bare, dot, tag = name.partition(".")
     if bare not in _ENTRIES:
         raise ValueError(
-            f"Unknown model {bare!r}.{_did_you_mean(bare, _ENTRIES)} ditzoo.list_models() gives all names."
+            f"Unknown model {bare!r}.{_did_you_mean(bare, _ENTRIES)} ditzoo.list_models() or `ditzoo list` gives all "
+            "names."
         )
     entry = _ENTRIES[bare]
     if not dot:

@@ -6,7 +6,6 @@ No number of these tables is typed by hand, except what papers print.
 from __future__ import annotations
 
 import csv
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
@@ -16,10 +15,17 @@ from pathlib import Path
 import torch
 
 import ditzoo
-from ditzoo.diffusion import get_sampler, make_process
 from ditzoo.metrics import MacCount, count_macs
 from ditzoo.recipe import Guidance, Recipe
 from ditzoo.summary import draw_blocks
+from ditzoo.summary.words import (
+    UnusedGroup,
+    guidance_formula,
+    guided_channels,
+    mask_ratio,
+    not_computed,
+    unused_groups,
+)
 from ditzoo.weights.published import PUBLISHED_COSTS
 
 ROOT = Path(__file__).parent.parent
@@ -148,13 +154,13 @@ def recipe_table(family: str) -> str:
             _guidance(recipe.guidance),
             f"`{recipe.sampler}`, {recipe.num_inference_steps} steps",
             f"`{recipe.latent_codec}`, times {recipe.latent_scale:g}" if recipe.latent_codec else "none, pixels",
-            *([_mask_ratio(recipe)] if any(other.mask_ratio is not None for other in names) else []),
+            *([mask_ratio(recipe)] if any(other.mask_ratio is not None for other in names) else []),
         )
         for recipe, who in names.items()
     ]
     header = ("weights", "prediction", "schedule", "guidance", "sampler", "autoencoder")
     masked = ("masked",) if rows and len(rows[0]) > len(header) else ()
-    absent = sorted({part for recipe in names for part in _not_computed(recipe)})
+    absent = sorted({part for recipe in names for part in not_computed(recipe)})
     note = f"\n\nNot computed by this release: {', '.join(f'`{part}`' for part in absent)}." if absent else ""
     return _table((*header, *masked), rows, right=set()) + note
 
@@ -199,19 +205,19 @@ def result_table(family: str, group: str) -> str:
 def unused_table(name: str) -> str:
     """Weights that change no output, with the layers' numbers left out of their names."""
     with torch.device("meta"):
-        shapes = {key: value.shape for key, value in ditzoo.create(name).state_dict().items()}
-    found: dict[tuple[str, str, str], list[int]] = {}
-    for key, rows, reason in ditzoo.model_info(name).unused:
-        total, rest = shapes[key][0], math.prod(shapes[key][1:])
-        count = rest * (total if rows is None else len(rows))
-        found.setdefault((re.sub(r"\.\d+\.", ".*.", key), _ranges(rows, total), reason), []).append(count)
-    if not found:
+        groups = unused_groups(ditzoo.create(name), ditzoo.model_info(name).unused)
+    if not groups:
         return f"None in `{name}`."
-    values = sum(sum(counts) for counts in found.values())
-    total = ditzoo.model_info(name).num_params
+    values, total = sum(group.values for group in groups), ditzoo.model_info(name).num_params
     rows = [
-        (f"`{key}`", str(len(counts)), where, f"{sum(counts):,}", reason)
-        for (key, where, reason), counts in found.items()
+        (
+            f"`{group.name}`",
+            str(len(group.names)),
+            _rows(group),
+            f"{group.values:,}",
+            group.reason,
+        )
+        for group in groups
     ]
     header = ("parameter", "tensors", "rows of each", "values", "why")
     share = f"Together {values:,} of the {total:,} values of `{name}`, {values / total:.3%}."
@@ -295,17 +301,6 @@ def _recipe(name: str) -> Recipe:
     return recipe
 
 
-def _not_computed(recipe: Recipe) -> list[str]:
-    """Which of a recipe's sampler and schedule this release only states."""
-    absent = []
-    for part, compute in ((recipe.sampler, get_sampler), (recipe.schedule, make_process)):
-        try:
-            compute(recipe)
-        except ValueError:
-            absent.append(part)
-    return absent
-
-
 def _schedule(recipe: Recipe) -> str:
     continuous = recipe.is_flow or recipe.schedule == "continuous_vp"
     return f"`{recipe.schedule}`" + ("" if continuous else f", T = {recipe.num_train_timesteps:,}")
@@ -314,12 +309,11 @@ def _schedule(recipe: Recipe) -> str:
 def _guidance(guidance: Guidance) -> str:
     if guidance.is_off:
         return "none"
-    start, grows = "u" if guidance.convention == "dit" else "c", guidance.schedule == "power_cosine"
-    scale = f"{guidance.scale:g}"
-    channels = f", first {guidance.channels} channels" if guidance.channels else ", all channels"
-    rise = f", s up to {scale}, power {guidance.power:g}" if grows else ""
-    formula = f"{start} + {'s(t)' if grows else scale} (c \N{MINUS SIGN} u)".replace(" ", "\N{NO-BREAK SPACE}")
-    return f"{formula}{rise}{channels}"
+    formula, rise = guidance_formula(guidance), ""
+    if guidance.schedule == "power_cosine":
+        formula, rise = formula.replace("s", "s(t)"), f", s up to {guidance.scale:g}, power {guidance.power:g}"
+    formula = formula.replace("-", "\N{MINUS SIGN}").replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{formula}{rise}, {guided_channels(guidance)}"
 
 
 def _call(guidance: Guidance) -> str:
@@ -335,20 +329,12 @@ def _call(guidance: Guidance) -> str:
     return f"Guidance({', '.join(f'{key}={value!r}' for key, value in shown.items())})".replace("'", '"')
 
 
-def _mask_ratio(recipe: Recipe) -> str:
-    if recipe.mask_ratio is None:
-        return "none"
-    most = recipe.mask_ratio + recipe.mask_ratio_spread
-    return f"{recipe.mask_ratio:g}" + (f" to {most:g}" if recipe.mask_ratio_spread else "")
-
-
-def _ranges(rows: Sequence[int] | None, total: int) -> str:
-    """Rows in words: `all of 3456`, `1152 to 2303 of 3456`, or how many where they are scattered."""
-    if rows is None:
-        return f"all {total:,}"
-    if list(rows) == list(range(rows[0], rows[0] + len(rows))):
-        return f"{rows[0]:,} to {rows[-1]:,} of {total:,}"
-    return f"{len(rows):,} of {total:,}"
+def _rows(group: UnusedGroup) -> str:
+    """Rows in a cell: `all 3456`, `1152 to 2303 of 3456`, or how many where they are scattered."""
+    total = group.shape[0]
+    if group.rows is None:
+        return f"all {total}"
+    return f"{group.row_count} of {total}" if "," in group.rows else f"{group.rows} of {total}"
 
 
 def _linked(source: str) -> str:

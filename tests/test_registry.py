@@ -171,7 +171,9 @@ class TestCreate:
             ditzoo.create(name)
 
     def test_a_name_like_no_other_suggests_nothing(self):
-        with pytest.raises(ValueError, match=r"^Unknown model 'q'\. ditzoo\.list_models\(\) gives all names\.$"):
+        with pytest.raises(
+            ValueError, match=r"^Unknown model 'q'\. ditzoo\.list_models\(\) or `ditzoo list` gives all names\.$"
+        ):
             ditzoo.create("q")
 
     @pytest.mark.parametrize(

@@ -14,7 +14,11 @@ from ditzoo.diffusion import SAMPLERS, guide
 from ditzoo.layers import LabelEmbedder, Mlp, PatchEmbed, TimestepEmbedder, unpatchify
 from ditzoo.metrics import count_macs
 from ditzoo.models import DiffusionTransformer
+from ditzoo.recipe import Recipe
 from ditzoo.summary import describe, draw_blocks, drawable
+from ditzoo.summary.flow import Flow
+from ditzoo.summary.picture import Picture
+from ditzoo.summary.trace import trace
 from tests.zoo import EVERY_NAME, TINY, on_meta
 
 # Whole drawings.
@@ -22,22 +26,23 @@ from tests.zoo import EVERY_NAME, TINY, on_meta
 DIT = """\
         t                  y              x (1, 8, 8)
         │                  │              │
-   t_embedder         y_embedder       ┌──┴─────────────────────────────────┐
-Linear 256 -> 64   Embedding 11 x 64   │ x_embedder                         │
-      SiLU                 │           │ PatchEmbed:                        │
- Linear 64 -> 64           │           │ proj Conv2d 1 -> 64, 2x2, stride 2 │
-        └───────(+)────────┘           └──┬─────────────────────────────────┘
-                 │ c (64)                 │ (16, 64)
-                 │                       (+) pos_embed, not trained
-                 │                     ┌──┴─────────────────────────────────┐
-                 ├────────────────────►│ blocks.0-3                         │
-                 │                     │ 4 x AdaLNZeroBlock                 │
-                 │                     └──┬─────────────────────────────────┘
+   t_embedder         y_embedder       ┌──┴────────────────────────┐
+Linear 256 -> 64   Embedding 11 x 64   │ x_embedder                │
+      SiLU                 │           │ PatchEmbed:               │
+ Linear 64 -> 64           │           │ proj Conv2d 1 -> 64, 2x2, │
+        └───────(+)────────┘           │ stride 2                  │
+                 │ c (64)              └──┬────────────────────────┘
                  │                        │ (16, 64)
-                 │                     ┌──┴─────────────────────────────────┐
-                 └────────────────────►│ final_layer                        │
-                                       │ AdaLNFinalLayer                    │
-                                       └──┬─────────────────────────────────┘
+                 │                       (+) pos_embed, not trained
+                 │                     ┌──┴────────────────────────┐
+                 ├────────────────────►│ blocks.0-3                │
+                 │                     │ 4 x AdaLNZeroBlock        │
+                 │                     └──┬────────────────────────┘
+                 │                        │ (16, 64)
+                 │                     ┌──┴────────────────────────┐
+                 └────────────────────►│ final_layer               │
+                                       │ AdaLNFinalLayer           │
+                                       └──┬────────────────────────┘
                                           │ (16, 4) rearranged to (1, 8, 8)
                                           output (1, 8, 8)
 
@@ -78,43 +83,44 @@ Linear 64 -> 128        │
 """
 
 UVIT = """\
-t                               y              x (1, 8, 8)
-│ cos, sin -> (1, 96)           │              │
-│                           label_emb       ┌──┴─────────────────────────────────┐
-│                       Embedding 11 x 96   │ patch_embed                        │
-│                               │           │ PatchEmbed:                        │
-│                               │           │ proj Conv2d 1 -> 96, 2x2, stride 2 │
-│                               │           └──┬─────────────────────────────────┘
-│                               │              │ (16, 96)
-└───────────────────────────────┴────────────►(cat) in front
-                                               │ (18, 96)
-                                              (+) pos_embed
-                                            ┌──┴─────────────────────────────────┐
-                                            │ in_blocks.0                        ├─┐
-                                            │ UViTBlock                          │ │
-                                            └──┬─────────────────────────────────┘ │
-                                               │ (18, 96)                          │
-                                            ┌──┴─────────────────────────────────┐ │
-                                            │ mid_block                          │ │
-                                            │ UViTBlock                          │ │
-                                            └──┬─────────────────────────────────┘ │
-                                               │ (18, 96)                          │
-                                            ┌──┴─────────────────────────────────┐ │
-                                            │ out_blocks.0                       │◄┘
-                                            │ UViTBlock                          │
-                                            └──┬─────────────────────────────────┘
-                                               │ (18, 96)
-                                            ┌──┴─────────────────────────────────┐
-                                            │ norm                               │
-                                            │ LayerNorm                          │
-                                            └──┬─────────────────────────────────┘
-                                               │ (18, 96)
-                                            ┌──┴─────────────────────────────────┐
-                                            │ decoder_pred                       │
-                                            │ Linear 96 -> 4                     │
-                                            └──┬─────────────────────────────────┘
-                                               │ (18, 4) cut to (1, 8, 8)
-                                               output (1, 8, 8)
+        y          t                          x (1, 8, 8)
+        │          │ cos, sin -> (1, 96)      │
+    label_emb      │                       ┌──┴────────────────────────┐
+Embedding 11 x 96  │                       │ patch_embed               │
+        │          │                       │ PatchEmbed:               │
+        │          │                       │ proj Conv2d 1 -> 96, 2x2, │
+        │          │                       │ stride 2                  │
+        │          │                       └──┬────────────────────────┘
+        │          │                          │ (16, 96)
+        └──────────┴────────────────────────►(cat) in front
+                                              │ (18, 96)
+                                             (+) pos_embed
+                                           ┌──┴────────────────────────┐
+                                           │ in_blocks.0               ├─┐
+                                           │ UViTBlock                 │ │
+                                           └──┬────────────────────────┘ │
+                                              │ (18, 96)                 │
+                                           ┌──┴────────────────────────┐ │
+                                           │ mid_block                 │ │
+                                           │ UViTBlock                 │ │
+                                           └──┬────────────────────────┘ │
+                                              │ (18, 96)                 │
+                                           ┌──┴────────────────────────┐ │
+                                           │ out_blocks.0              │◄┘
+                                           │ UViTBlock                 │
+                                           └──┬────────────────────────┘
+                                              │ (18, 96)
+                                           ┌──┴────────────────────────┐
+                                           │ norm                      │
+                                           │ LayerNorm                 │
+                                           └──┬────────────────────────┘
+                                              │ (18, 96)
+                                           ┌──┴────────────────────────┐
+                                           │ decoder_pred              │
+                                           │ Linear 96 -> 4            │
+                                           └──┬────────────────────────┘
+                                              │ (18, 4) cut to (1, 8, 8)
+                                              output (1, 8, 8)
 
 UViTBlock: in_blocks.0, mid_block (111,552 parameters each)
  x (18, 96)
@@ -133,7 +139,7 @@ UViTBlock: in_blocks.0, mid_block (111,552 parameters each)
 
 UViTBlock: out_blocks.0 (130,080 parameters)
 skip (18, 96)     x (18, 96)
-      └─────────►(cat)
+      └─────────►(cat) behind
                   │ (18, 192)
                   skip_linear  Linear 192 -> 96
                   │ (18, 96)
@@ -154,46 +160,47 @@ skip (18, 96)     x (18, 96)
 MDTV2 = """\
         t                  y              x (1, 8, 8)
         │                  │              │
-   t_embedder         y_embedder       ┌──┴─────────────────────────────────┐
-Linear 256 -> 64   Embedding 11 x 64   │ x_embedder                         │
-      SiLU                 │           │ PatchEmbed:                        │
- Linear 64 -> 64           │           │ proj Conv2d 1 -> 64, 2x2, stride 2 │
-        └───────(+)────────┘           └──┬─────────────────────────────────┘
-                 │ c (64)                 │ (16, 64)
-                 │                       (+) pos_embed
-                 │                        ├──────────────────────────────────────┐
-                 │                       (gather) mask *                         │
-                 │                        │ (11, 64) *                           │
-                 │                     ┌──┴─────────────────────────────────┐    │
-                 ├────────────────────►│ en_inblocks.0                      ├─┐  │
-                 │                     │ MDTBlock                           │ │  │
-                 │                     └──┬─────────────────────────────────┘ │  │
-                 │                        │ (16, 64), masked (11, 64)         │  │
-                 │                     ┌──┴─────────────────────────────────┐ │  │
-                 ├────────────────────►│ en_outblocks.0                     │◄┘  │
-                 │                     │ MDTBlock                           │    │
-                 │                     └──┬─────────────────────────────────┘    │
-                 │                        │ (16, 64), masked (11, 64)            │
-                 │                       (cat) mask_token *                      │
-                 │                       (gather) mask *                         │
-                 │                       (+) decoder_pos_embed                   │
-                 │                        ├───────────────────────────────────┐  │
-                 │                     ┌╌╌┴╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌┐ │  │
-                 ├────────────────────►┆ sideblocks.0 *                     ┆ │  │
-                 │                     ┆ MDTBlock                           ┆ │  │
-                 │                     └╌╌┬╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌┘ │  │
-                 │                        │ (16, 64) *                        │  │
-                 │                       (×) mask *                           │  │
-                 │                       (+) * ◄ × (1 - mask) ────────────────┘  │
-                 │                     ┌──┴─────────────────────────────────┐    │
-                 ├────────────────────►│ de_blocks.0                        │◄───┘
-                 │                     │ MDTBlock                           │
-                 │                     └──┬─────────────────────────────────┘
+   t_embedder         y_embedder       ┌──┴────────────────────────┐
+Linear 256 -> 64   Embedding 11 x 64   │ x_embedder                │
+      SiLU                 │           │ PatchEmbed:               │
+ Linear 64 -> 64           │           │ proj Conv2d 1 -> 64, 2x2, │
+        └───────(+)────────┘           │ stride 2                  │
+                 │ c (64)              └──┬────────────────────────┘
                  │                        │ (16, 64)
-                 │                     ┌──┴─────────────────────────────────┐
-                 └────────────────────►│ final_layer                        │
-                                       │ AdaLNFinalLayer                    │
-                                       └──┬─────────────────────────────────┘
+                 │                       (+) pos_embed
+                 │                        ├────────────────────────────────────┐
+                 │                       (gather) mask *                       │
+                 │                        │ (11, 64) *                         │
+                 │                     ┌──┴────────────────────────┐           │
+                 ├────────────────────►│ en_inblocks.0             ├────────┐  │
+                 │                     │ MDTBlock                  │        │  │
+                 │                     └──┬────────────────────────┘        │  │
+                 │                        │ (16, 64), masked (11, 64)       │  │
+                 │                     ┌──┴────────────────────────┐        │  │
+                 ├────────────────────►│ en_outblocks.0            │◄───────┘  │
+                 │                     │ MDTBlock                  │           │
+                 │                     └──┬────────────────────────┘           │
+                 │                        │ (16, 64), masked (11, 64)          │
+                 │                       (cat) mask_token *                    │
+                 │                       (gather) mask *                       │
+                 │                       (+) decoder_pos_embed                 │
+                 │                        ├─────────────────────────────────┐  │
+                 │                     ┌╌╌┴╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌┐        │  │
+                 ├────────────────────►┆ sideblocks.0 *            ┆        │  │
+                 │                     ┆ MDTBlock                  ┆        │  │
+                 │                     └╌╌┬╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌┘        │  │
+                 │                        │ (16, 64) *                      │  │
+                 │                       (×) mask *                         │  │
+                 │                       (+) * ◄ × (1 - mask) ──────────────┘  │
+                 │                     ┌──┴────────────────────────┐           │
+                 ├────────────────────►│ de_blocks.0               │◄──────────┘
+                 │                     │ MDTBlock                  │
+                 │                     └──┬────────────────────────┘
+                 │                        │ (16, 64)
+                 │                     ┌──┴────────────────────────┐
+                 └────────────────────►│ final_layer               │
+                                       │ AdaLNFinalLayer           │
+                                       └──┬────────────────────────┘
                                           │ (16, 4) rearranged to (1, 8, 8)
                                           output (1, 8, 8)
 * only in masked passes, here one that sees 11 of 16 tokens
@@ -224,28 +231,29 @@ Linear 64 -> 384        │                                                  │
 
 MDTBlock: en_outblocks.0, de_blocks.0 (83,152 parameters each)
      c (64)           skip (16, 64)     x (16, 64)
-        │                   └─────────►(cat)
+        │                   └─────────►(cat) behind
 adaLN_modulation                        │ (16, 128)
       SiLU                              skip_linear  Linear 128 -> 64
 Linear 64 -> 384                        │ (16, 64)
-        │ 6 of (64)                     ├──────────────────────────────────────────────────┐
-        │                               norm1        LayerNorm without weights             │
-        ├─────────────────────── 1 + ─►(×)                                                 │
-        ├─────────────────────────────►(+)                                                 │
-        │                               attn         Attention: 4 heads of 16,             │
-        │                               │            qkv Linear 64 -> 192,                 │
-        │                               │            proj Linear 64 -> 64,                 │
-        │                               │            rel_pos_bias 52 x 4                   │
-        ├─────────────────────────────►(×)                                                 │
-        │                              (+)◄────────────────────────────────────────────────┘
-        │                               ├──────────────────────────────────────────────────┐
-        │                               norm2        LayerNorm without weights             │
-        ├─────────────────────── 1 + ─►(×)                                                 │
-        ├─────────────────────────────►(+)                                                 │
-        │                               mlp          Mlp: fc1 Linear 64 -> 256,            │
-        │                               │            act GELU (tanh), fc2 Linear 256 -> 64 │
-        └─────────────────────────────►(×)                                                 │
-                                       (+)◄────────────────────────────────────────────────┘
+        │ 6 of (64)                     ├───────────────────────────────────────┐
+        │                               norm1        LayerNorm without weights  │
+        ├─────────────────────── 1 + ─►(×)                                      │
+        ├─────────────────────────────►(+)                                      │
+        │                               attn         Attention: 4 heads of 16,  │
+        │                               │            qkv Linear 64 -> 192,      │
+        │                               │            proj Linear 64 -> 64,      │
+        │                               │            rel_pos_bias 52 x 4        │
+        ├─────────────────────────────►(×)                                      │
+        │                              (+)◄─────────────────────────────────────┘
+        │                               ├───────────────────────────────────────┐
+        │                               norm2        LayerNorm without weights  │
+        ├─────────────────────── 1 + ─►(×)                                      │
+        ├─────────────────────────────►(+)                                      │
+        │                               mlp          Mlp: fc1 Linear 64 -> 256, │
+        │                               │            act GELU (tanh),           │
+        │                               │            fc2 Linear 256 -> 64       │
+        └─────────────────────────────►(×)                                      │
+                                       (+)◄─────────────────────────────────────┘
                                         output (16, 64)
 
 AdaLNFinalLayer: final_layer (8,580 parameters)
@@ -280,7 +288,7 @@ def test_a_built_model_is_drawn_as_its_shapes_are_and_left_as_it_was():
 
 def test_ascii_says_the_same():
     drawing = draw_blocks(on_meta("mdtv2_ti_2"))
-    signs = dict(zip("│─┘┐┤└┌├┴┬┼┆╌►◄×", "|-+++++++++:.><*", strict=True))
+    signs = dict(zip("│─┘┐┤└┌├┴┬┼┆╌►◄×", "|-+++++++++:.><x", strict=True))
     assert draw_blocks(on_meta("mdtv2_ti_2"), ascii=True) == "".join(signs.get(sign, sign) for sign in drawing)
     assert "".join(signs.get(sign, "") for sign in drawing).isascii()
     assert drawable("utf-8")
@@ -304,6 +312,56 @@ def blocks_in(drawing: str) -> list[str]:
     for stem, first, last in re.findall(r"[│┆] ([a-z_.]+\.)(\d+)(?:-(\d+))?(?: \*)? +[│┆├◄]", drawing):
         names += [f"{stem}{number}" for number in range(int(first), int(last or first) + 1)]
     return names
+
+
+def links_in(drawing: str) -> list[tuple[str, str, str]]:
+    """Source, target, and words at the tip of each link of the whole network, found by following the lines."""
+    rows = [line.ljust(120) for line in drawing.partition("\n\n")[0].splitlines()]
+
+    def place_of(row: int, edge: int) -> str:
+        """The heading of the box whose right edge that is, or else the operation at or above it."""
+        top = row
+        while rows[top][edge] in "│├┆":
+            top -= 1
+        if rows[top][edge] in "┐":
+            heading = rows[top + 1][:edge].rstrip()
+            return heading[max(heading.rindex(side) for side in "│┆" if side in heading) + 2 :]
+        operations = (re.search(r"\([^a-z() ]\)(?: [a-z_]+)*", rows[above]) for above in range(row, 0, -1))
+        return next(found[0] for found in operations if found)
+
+    links = []
+    for end, line in enumerate(rows):
+        for tip in re.finditer("◄", line):
+            corner = line.index("┘", tip.start())
+            inside = re.search(r"[│┆] ([^│┆]*?) +[│┆]◄", line)
+            words = inside[1] if inside and " " in inside[1] else line[tip.end() : corner].strip(" ─│")
+            start = next(row for row in range(end - 1, -1, -1) if rows[row][corner] == "┐")
+            assert all(rows[row][corner] in "│┤" for row in range(start + 1, end))
+            source = rows[start].rindex("├", 0, corner)
+            links.append((place_of(start, source), place_of(end, tip.start() - 1), words))
+    return links
+
+
+@pytest.mark.parametrize("name", EVERY_NAME)
+def test_drawings_show_every_link(name):
+    model = on_meta(name)
+    drawing = draw_blocks(model)
+    assert max(len(line) for line in drawing.splitlines()) <= 92
+    expected = []
+    for first, second in (("in_blocks", "out_blocks"), ("en_inblocks", "en_outblocks")):
+        if hasattr(model, first):
+            last = len(getattr(model, first)) - 1
+            words = f"{last + 1} links, last in first out" if last else ""
+            span = f"0-{last}" if last else "0"
+            expected.append((f"{first}.{span}", f"{second}.{span}", words))
+    if hasattr(model, "sideblocks"):
+        expected.append(("(+) decoder_pos_embed", "(+)", "× (1 - mask)"))
+    if hasattr(model, "de_blocks"):
+        last = len(model.de_blocks) - 1
+        tip = ("de_blocks.0" + f"-{last}" * bool(last), "this link into each" if last else "")
+        expected.append(("(+) pos_embed", *tip))
+    assert links_in(drawing) == expected
+    assert "without room" not in drawing
 
 
 @pytest.mark.parametrize("name", ditzoo.list_models())
@@ -342,10 +400,9 @@ def test_options_change_the_drawing():
     conv = draw_blocks(on_meta("uvit_ti_2", conv=True, mlp_time_embed=True))
     assert "│ Conv2d 1 -> 1, 3x3" in conv
     assert "time_embed" in conv
+    deep = draw_blocks(on_meta("uvit_ti_2", depth=11))
+    assert "5 links: in_blocks.4 -> out_blocks.0 to in_blocks.0 -> out_blocks.4" in deep
     assert "5 links" not in draw_blocks(on_meta("uvit_ti_2", depth=4))
-    assert "5 links, last in first out: in_blocks.4 -> out_blocks.0 to in_blocks.0 -> out_blocks.4" in draw_blocks(
-        on_meta("uvit_ti_2", depth=11)
-    )
 
 
 def check_description(name: str) -> None:
@@ -388,8 +445,8 @@ def section(text: str, title: str) -> str:
 
 DIT_XL = """\
 dit_xl_2.in256
-  family              DiT (dit): A plain vision transformer conditioned through adaptive layer norm
-                      (adaLN-Zero).
+  family              DiT (dit): A plain vision transformer over patches, conditioned in one of four
+                      ways.
   class               DiT
   paper               Scalable Diffusion Models with Transformers, arXiv:2212.09748
 
@@ -435,7 +492,7 @@ Weights
   source              https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt
   licence             CC-BY-NC-4.0
   trained on          ImageNet-1k at 256x256
-  without effect      32,256 of 675,129,632 parameters; the original's state dict has them too
+  without effect      32,256 of 675,129,632 parameters; the state dict carries them
                       28 x blocks.*.attn.qkv.bias rows 1152 to 2303: the softmax cancels a bias of
                       the keys
 
@@ -466,20 +523,22 @@ def test_whole_description():
 
 
 def test_recipes_in_words():
-    guided = section(describe("mdtv2_ti_2"), "Recipe (the family's: no paper has this size)")
+    guided = section(describe("mdtv2_s_2"), "Recipe (of the family's published models)")
     assert (
         "u + s (c - u) on the first 3 channels; c with the label, u with the null label; "
         "s = 1 + 2.8 (1 - cos(pi (1 - t / 1000)^4)) / 2, from 1 in noise to 3.8 at t = 0"
     ) in guided
     assert "masking 0.3 to 0.5 of the tokens, drawn anew each step, in a second pass over each training" in guided
-    assert "autoencoder none: the model sees pixels" in guided
+    tiny = section(describe("dit_ti_2"), "Recipe (of the family's published models)")
+    assert "guidance u + 1.5 (c - u) on all channels; c with" in tiny  # three, of the one that it has
+    assert "autoencoder none: the model sees pixels" in tiny
     continuous = section(describe("uvit_l_2.in256"), "Recipe")
     assert "guidance c + 0.4 (c - u) on all channels" in continuous
     assert "continuous time This release does not compute this schedule." in continuous
     assert "guidance none sampler euler_maruyama, 1,000 steps: 1,000 forward passes" in section(
         describe("uvit_s_2.cifar10"), "Recipe"
     )
-    flow = section(describe("sit_ti_2"), "Recipe (the family's: no paper has this size)")
+    flow = section(describe("sit_ti_2"), "Recipe (of the family's published models)")
     assert "velocity: data - noise schedule flow_linear: the straight line from noise at time 0 to data" in flow
     assert "sampler heun, 125 steps: 500 forward passes" in flow
 
@@ -488,7 +547,7 @@ def test_guidance_in_words_is_what_is_computed():
     """The printed power-cosine scale, evaluated, is that of `guide`."""
     recipe = ditzoo.model_info("mdt_xl_2").recipe
     assert recipe is not None
-    text = section(describe("mdt_s_2"), "Recipe")
+    text = section(describe("mdt_s_2"), "Recipe (of the family's published models)")
     formula = re.search(r"s = (.*?), from", text)
     assert formula is not None
     conditional, unconditional = torch.full((1, 4, 1, 1), 2.0), torch.full((1, 4, 1, 1), 1.0)
@@ -499,6 +558,24 @@ def test_guidance_in_words_is_what_is_computed():
         scale = eval(code, {"cos": math.cos, "pi": math.pi, "t": t})
         assert out[0, 0, 0, 0].item() == pytest.approx(1 + scale * (2 - 1), rel=1e-5)
         assert out[0, 3, 0, 0].item() == 2
+
+
+def test_operands_of_a_concatenation_are_drawn_in_its_order():
+    """Class, time, patches in U-ViT; the long skip behind the stream."""
+    drawing = draw_blocks(on_meta("uvit_ti_2"))
+    heads = drawing.splitlines()[0]
+    assert heads.index("y") < heads.index("t") < heads.index("x (1, 8, 8)")
+    assert drawing.count("(cat) in front") == drawing.count("(cat) behind") == 1
+    t, y, x = torch.zeros(1, 2, 4), torch.ones(1, 1, 4), torch.full((1, 3, 4), 2.0)
+
+    class Around(nn.Module):
+        def forward(self, x, t, y):
+            return torch.cat([y, x, t], dim=1)
+
+    flow = Flow(trace(Around(), x, t, y), "x", frozenset())
+    drawing = str(Picture(Around(), flow, flow.stops, boxed=False).canvas)
+    assert "(cat) around" in drawing
+    assert drawing.index("y (1, 4)") < drawing.index("t (2, 4)") < drawing.index("x (3, 4)")
 
 
 def test_sizes_in_words():
@@ -574,14 +651,21 @@ class Foreign(DiffusionTransformer):
         x, c = self.cut(x), F.silu(self.clock(t) + self.names(y))
         skips: list[Tensor] = []
         for i, block in enumerate(self.blocks):
-            if self.wiring == "apart":
-                x = x + block.up(block.n1(x))
-                continue
-            in_order = self.wiring == "in order" and i >= self.depth // 2
-            x, c = block(
-                c, tokens=x, skip=skips.pop(0) if in_order else skips[0] if self.wiring == "each" and skips else None
-            )
-            skips.append(x)
+            skip = None
+            match self.wiring:
+                case "in order" if i >= self.depth // 2:
+                    skip = skips.pop(0)
+                case "apart" if i >= self.depth // 2:
+                    skip = skips.pop()
+                case "each" if i:
+                    skip = skips[0]
+                case "one" if i == self.depth // 2:
+                    skip = skips[2]
+            x, c = block(c, tokens=x, skip=skip)
+            if i < self.depth // 2:
+                skips.append(x)
+                if self.wiring == "apart":
+                    x = x + c[:, None]
         return unpatchify((self.out if mask is None else self.masked_out)(x), self.patch_size, grid)
 
 
@@ -606,20 +690,17 @@ def test_a_model_from_elsewhere():
 
 def test_links_of_a_model_from_elsewhere():
     drawing = foreign("in order")
-    assert "3 links, in order: blocks.0 -> blocks.3 to blocks.2 -> blocks.5" in drawing
-    assert re.search(r"│ blocks\.0-2 +├─ 0 ─.*\n.*├─ 2 ─", drawing)
-    assert re.search(r"│ blocks\.3-5 +│◄ 3 ─.*\n.*│◄ 5 ─", drawing)
+    assert "3 links: blocks.0 -> blocks.3 to blocks.2 -> blocks.5" in drawing
+    assert links_in(drawing) == [("blocks.0-2", "blocks.3-5", "3 links, in order")]
     assert "ParallelBlock: blocks.0-2 (" in drawing
     assert re.search(r"ParallelBlock: blocks\.3-5 \(.*\n.*skip \(16, 32\) +tokens \(16, 32\)\n.*└─+►\(\+\)", drawing)
     drawing = foreign("each")
-    assert re.search(r"│ blocks\.0 +├─", drawing)
-    assert re.search(r"│ blocks\.1-5 +│◄ each ─", drawing)
-
-
-def test_a_model_that_takes_its_blocks_apart():
-    drawing = foreign("apart", depth=2)
-    assert "│ blocks.1.up " in drawing
-    assert "not called as layers: blocks.0-1\n" in drawing + "\n"
+    assert links_in(drawing) == [("blocks.0", "blocks.1-5", "this link into each")]
+    drawing = foreign("one", depth=8)
+    assert re.search(r"│ blocks\.0-3 +├─ 2 ─", drawing)
+    assert links_in(drawing) == [("blocks.0-3", "blocks.4", "")]
+    drawing = foreign("apart")
+    assert links_in(drawing) == [(f"blocks.{5 - i}", "blocks.3-5", f"link into blocks.{i}") for i in (3, 4, 5)]
 
 
 def test_a_model_whose_masked_pass_is_another_one():
@@ -635,12 +716,38 @@ def test_a_model_whose_masked_pass_is_another_one():
 def test_a_registered_model_is_described():
     ditzoo.register_model("foreign_ti_2", Foreign, family="foreign")
     text = describe("foreign_ti_2")
-    assert "family foreign class Foreign paper none given size ours: no paper has it" in section(text, "foreign_ti_2")
-    assert section(text, "Recipe (the family's: no paper has this size)") == "none given"
+    assert section(text, "foreign_ti_2") == "family foreign class Foreign paper none given"
+    assert section(text, "Recipe") == "none given"
     assert section(text, "Weights") == "published none"
     macs = count_macs("foreign_ti_2")
     assert macs.by_part["other"] == 6 * 32 * 32 + 16 * 32 * 4  # the blocks' shift and the last layer
     assert "│ 6 x ParallelBlock" in text
+
+
+@pytest.mark.usefixtures("registry_sandbox")
+def test_a_registered_model_keeps_its_own_paper_and_recipe():
+    recipe = Recipe(prediction="velocity", schedule="flow_linear", sampler="heun", num_inference_steps=10)
+    ditzoo.register_model("foreign_ti_2", Foreign, family="dit", paper="Foreign Blocks, arXiv:1", recipe=recipe)
+    text = describe("foreign_ti_2")
+    assert section(text, "foreign_ti_2") == "family dit class Foreign paper Foreign Blocks, arXiv:1"
+    assert section(text, "Recipe").startswith("prediction velocity: data - noise")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "title"),
+    [
+        ("dit_xl_2_incontext", "", "Recipe (of the family's published models)"),
+        ("uvit_s_deep_2", "size ours: no paper has it", "Recipe (of the family's published models)"),
+        ("dit_xl_2", "", "Recipe"),
+        ("uvit_m_4.in64", "", "Recipe"),
+    ],
+)
+def test_what_is_said_of_sizes_and_recipes_is_true(name, size, title):
+    text = describe(name)
+    assert section(text, name).endswith(size)
+    assert ("no paper has it" in text) == bool(size)
+    assert section(text, title).startswith("prediction epsilon")
+    assert "the original's" not in text
 
 
 def test_an_unknown_name_is_suggested():

@@ -21,8 +21,9 @@ Part = Literal[
     "attention products", "attention projections", "mlp", "modulation", "long skips", "embeddings", "head", "other"
 ]
 
-#: What makes a layer part of something: an attribute on the way to it, or a class there, of one of these names. The
-#: first row that fits decides, so that an embedder's own `mlp` is an embedding and a head's modulation is modulation.
+#: What makes a layer part of something, where no layer on the way to it says so in `mac_part`: an attribute on the way,
+#: or a class there, of one of these names. The first row that fits decides, so that an embedder's own `mlp` is an
+#: embedding and a head's modulation is modulation.
 _SIGNS: dict[Part, str] = {
     "embeddings": "x_embedder t_embedder y_embedder patch_embed time_embed label_emb "
     "PatchEmbed TimestepEmbedder LabelEmbedder",
@@ -57,6 +58,8 @@ class MacCount:
     - `"embeddings"`: of patches, time and class.
     - `"head"`: from the last tokens to the image.
     - `"other"`: layers of somebody else's model that are neither of ditzoo's classes nor named like them.
+
+    A layer of any class can name its part, and that of the layers in it, in an attribute `mac_part`.
     """
     input_shape: tuple[int, ...]
     """Shape (1, C, H, W) of the input that was counted."""
@@ -106,7 +109,7 @@ def count_macs(
 
     Raises:
         TypeError: `model` is neither a name nor such a model, or an override is unknown.
-        ValueError: the name is unknown, or a side is not positive.
+        ValueError: the name is unknown, a side is not positive, or a layer's `mac_part` is no part.
     """
     _check_input_size(input_size)
     if isinstance(model, str):
@@ -189,10 +192,18 @@ class _PartFlops(TorchFunctionMode):
 
 
 def _part_of(model: nn.Module, name: str) -> Part:
-    """Which part the layer of that name belongs to, by the attributes and classes on the way to it."""
+    """Which part the layer of that name belongs to: what it or the nearest layer around it declares, or else by the
+    attributes and classes on the way to it."""
     signs = set()
     while name:
-        signs |= {name.rpartition(".")[2], *(cls.__name__ for cls in type(model.get_submodule(name)).__mro__)}
+        layer = model.get_submodule(name)
+        declared: Any = getattr(layer, "mac_part", None)
+        if declared in get_args(Part):
+            return declared
+        if declared is not None:
+            parts = ", ".join(map(repr, get_args(Part)))
+            raise ValueError(f"{type(layer).__name__}.mac_part is {declared!r}; choose one of {parts}.")
+        signs |= {name.rpartition(".")[2], *(cls.__name__ for cls in type(layer).__mro__)}
         name = name.rpartition(".")[0]
     return next((part for part, known in _SIGNS.items() if signs & set(known.split())), "other")
 

@@ -6,7 +6,7 @@ _UP, _DOWN, _LEFT, _RIGHT = 1, 2, 4, 8
 _CHARACTERS = " │││─┘┐┤─└┌├─┴┬┼"  # by the sum of the directions that a line takes from the cell
 _DASHED = {"│": "┆", "─": "╌"}
 _SPECIAL = "│─┘┐┤└┌├┴┬┼┆╌►◄×"  # noqa: RUF001
-_ASCII = str.maketrans(_SPECIAL, "|-+++++++++:.><*")
+_ASCII = str.maketrans(_SPECIAL, "|-+++++++++:.><x")
 
 
 def to_ascii(text: str) -> str:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterable, Iterator
 
 import torch
 
 from ditzoo import registry
-from ditzoo.diffusion import SAMPLERS, make_process
-from ditzoo.layers import UnusedWeights
+from ditzoo.diffusion import SAMPLERS
 from ditzoo.metrics import MacCount, count_macs
-from ditzoo.models import FAMILIES, DiffusionTransformer
+from ditzoo.models import FAMILIES, DiffusionTransformer, Family
 from ditzoo.recipe import Guidance, Recipe
 from ditzoo.registry import ModelInfo
 from ditzoo.summary.drawing import draw_blocks
+from ditzoo.summary.words import (
+    guidance_formula,
+    guided_channels,
+    mask_ratio,
+    not_computed,
+    unused_groups,
+)
 
 _WIDTH = 100
 _LABEL = 22  # columns of labels, margins included
@@ -57,7 +62,7 @@ def describe(name: str, *, ascii: bool = False) -> str:
         _section("Multiply-adds of one forward pass of one input", _cost(macs)),
         _cost_table(macs),
         _section("Memory (1 MB is 1,000,000 bytes)", _memory(info)),
-        _section("Recipe" + " (the family's: no paper has this size)" * info.ours, _recipe(info.recipe)),
+        _section(_recipe_title(info), _recipe(info.recipe, model.in_channels)),
         _section("Weights", _weights(info, model)),
         _section("Options", ((option, repr(value)) for option, value in info.config.items())),
         "Blocks, from the input down; shapes without the batch: (tokens, width) or (channels, height, width)",
@@ -76,12 +81,18 @@ def _section(title: str, lines: Iterable[_Line]) -> str:
 
 
 def _identity(info: ModelInfo) -> Iterator[_Line]:
-    family = next((family for family in FAMILIES if family.name == info.family), None)
+    family = _family(info)
     yield "family", f"{family.title} ({info.family}): {family.summary}" if family else info.family
     yield "class", info.model_cls
     yield "paper", info.paper or "none given"
-    if info.ours:
+    if info.ours and family:
         yield "size", "ours: no paper has it"
+
+
+def _family(info: ModelInfo) -> Family | None:
+    """The family that brings the name; None for a registered model, of which that family's paper says nothing."""
+    bare = info.name.partition(".")[0]
+    return next((family for family in FAMILIES if any(bare == known.name for known in family.architectures)), None)
 
 
 def _sizes(info: ModelInfo, model: DiffusionTransformer) -> Iterator[_Line]:
@@ -133,7 +144,11 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-def _recipe(recipe: Recipe | None) -> Iterator[_Line]:
+def _recipe_title(info: ModelInfo) -> str:
+    return "Recipe" + " (of the family's published models)" * bool(_family(info) and not info.source and not info.tags)
+
+
+def _recipe(recipe: Recipe | None, in_channels: int) -> Iterator[_Line]:
     if recipe is None:
         yield "", "none given"
         return
@@ -141,37 +156,31 @@ def _recipe(recipe: Recipe | None) -> Iterator[_Line]:
     continuous = recipe.is_flow or recipe.schedule == "continuous_vp"
     steps = "" if continuous else f"; {recipe.num_train_timesteps:,} timesteps"
     yield "schedule", f"{recipe.schedule}: {_SCHEDULES[recipe.schedule]}{steps}"
-    try:
-        make_process(recipe)
-    except ValueError:
+    absent = not_computed(recipe)
+    if recipe.schedule in absent:
         yield "", "This release does not compute this schedule."
-    yield "guidance", _guidance(recipe.guidance, recipe.num_train_timesteps)
+    yield "guidance", _guidance(recipe.guidance, recipe.num_train_timesteps, in_channels)
     evaluations = recipe.num_inference_steps * (2 if recipe.sampler == "heun" else 1)
     passes = evaluations * (1 if recipe.guidance.is_off else 2)
     yield "sampler", f"{recipe.sampler}, {recipe.num_inference_steps:,} steps: {passes:,} forward passes an image"
-    if recipe.sampler not in SAMPLERS:
+    if recipe.sampler in absent:
         yield "", f"This release does not have this sampler; it has {', '.join(SAMPLERS)}."
     codec = f"{recipe.latent_codec}, latents times {recipe.latent_scale:g}"
     yield "autoencoder", codec if recipe.latent_codec else "none: the model sees pixels"
     if recipe.mask_ratio is not None:
-        most = recipe.mask_ratio + recipe.mask_ratio_spread
-        share, drawn = f"{recipe.mask_ratio:g}", ""
-        if recipe.mask_ratio_spread:
-            share, drawn = f"{share} to {most:g}", ", drawn anew each step"
-        yield "masking", f"{share} of the tokens{drawn}, in a second pass over each training image"
+        drawn = ", drawn anew each step" if recipe.mask_ratio_spread else ""
+        yield "masking", f"{mask_ratio(recipe)} of the tokens{drawn}, in a second pass over each training image"
     yield "samples from", {"ema": "the moving average of the weights", "raw": "the last weights"}[recipe.weights]
 
 
-def _guidance(guidance: Guidance, timesteps: int) -> str:
-    """Formula and words; c and u as in `Guidance`."""
+def _guidance(guidance: Guidance, timesteps: int, in_channels: int) -> str:
+    """Formula and words."""
     if guidance.is_off:
         return "none"
-    base, off = ("u", 1) if guidance.convention == "dit" else ("c", 0)
-    varies = guidance.schedule == "power_cosine"
-    formula = f"{base} + {'s' if varies else f'{guidance.scale:g}'} (c - u)"
-    where = "all channels" if guidance.channels is None else f"the first {guidance.channels} channels"
-    text = f"{formula} on {where}; c with the label, u with the null label"
-    if varies:
+    where = guided_channels(guidance, in_channels).replace("first", "the first")
+    text = f"{guidance_formula(guidance)} on {where}; c with the label, u with the null label"
+    if guidance.schedule == "power_cosine":
+        off = 1 if guidance.convention == "dit" else 0
         rise = f"{guidance.scale - off:g} (1 - cos(pi (1 - t / {timesteps})^{guidance.power:g})) / 2"
         text += f"; s = {f'{off} + ' * bool(off)}{rise}, from {off} in noise to {guidance.scale:g} at t = 0"
     return text
@@ -188,35 +197,10 @@ def _weights(info: ModelInfo, model: DiffusionTransformer) -> Iterator[_Line]:
         yield "published", "none"
     if not info.unused:
         return
-    unused = sum(_count(model.get_parameter(weights.name), weights) for weights in info.unused)
-    yield "without effect", f"{unused:,} of {info.num_params:,} parameters; the original's state dict has them too"
-    for line in _summary(info.unused):
-        yield "", line
-
-
-def _count(parameter: torch.Tensor, weights: UnusedWeights) -> int:
-    return parameter.numel() if weights.rows is None else len(weights.rows) * parameter[:1].numel()
-
-
-def _summary(unused: Iterable[UnusedWeights]) -> Iterator[str]:
-    """`28 x blocks.*.attn.qkv.bias rows 1152 to 2303: the softmax ...`: the same of several blocks in one line."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for name, rows, reason in unused:
-        *block, rest = re.split(r"\.\d+\.(?!.*\.\d+\.)", name)  # at the last number
-        what = rest + ("" if rows is None else f" rows {_ranges(rows)}")
-        found.setdefault((what, reason), []).append("".join(block))
-    for (what, reason), blocks in found.items():
-        times = f"{len(blocks)} x " if len(blocks) > 1 else ""
-        place = f"{blocks[0]}.*." if len(set(blocks)) == 1 else "*."
-        yield f"{times}{place if any(blocks) else ''}{what}: {reason}"
-
-
-def _ranges(rows: Iterable[int]) -> str:
-    """`4 to 7, 12 to 15`."""
-    runs: list[list[int]] = []
-    for row in rows:
-        if runs and row == runs[-1][1] + 1:
-            runs[-1][1] = row
-        else:
-            runs.append([row, row])
-    return ", ".join(f"{first} to {last}" if last > first else str(first) for first, last in runs)
+    groups = unused_groups(model, info.unused)
+    unused = sum(group.values for group in groups)
+    yield "without effect", f"{unused:,} of {info.num_params:,} parameters; the state dict carries them"
+    for group in groups:
+        times = f"{len(group.names)} x " if len(group.names) > 1 else ""
+        rows = f" rows {group.rows}" if group.rows else ""
+        yield "", f"{times}{group.name}{rows}: {group.reason}"

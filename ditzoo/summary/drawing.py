@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -78,7 +77,7 @@ def _whole(model: Any, plain: Flow, flow: Flow, shapes: dict[Node, tuple[int, ..
             opened.setdefault((kinds[stop.first][0], flow.arguments(stop.first)), []).append(stop)
     nodes = frozenset(node for some in opened.values() for stop in some for node in stop.nodes)
     picture = Picture(model, flow, stops, boxed=True, opened=nodes, plain_shapes=shapes)
-    parts = [str(picture.canvas), *picture.notes, *_not_called(model, {node.name for node in layers})]
+    parts = [str(picture.canvas), *picture.notes]
     for some in opened.values():
         name = some[0].first.name
         inside = next((stop for stop in plain.stops if stop.first.name == name), some[0])
@@ -98,13 +97,6 @@ def _plain_shapes(plain: Flow, masked: Flow) -> dict[Node, tuple[int, ...]] | No
 
 def _label(stop: Stop) -> tuple[object, ...]:
     return stop.first.kind, stop.first.name, stop.operands
-
-
-def _not_called(model: Any, called: set[str]) -> list[str]:
-    """A line for blocks that the network takes apart itself."""
-    missing = [name for name in model.block_names() if name not in called]
-    names = ", ".join(range_of(list(run)) for _, run in groupby(missing, lambda name: name.rpartition(".")[0]))
-    return [f"not called as layers: {names}"] if missing else []
 
 
 def _title(stops: list[Stop]) -> str:

@@ -90,7 +90,9 @@ def _filled(parts: list[str], columns: int) -> list[str]:
     lines = [""]
     for place, part in enumerate(parts):
         text = part + ("," if place + 1 < len(parts) and not part.endswith(":") else "")
-        if lines[-1] and len(lines[-1]) + 1 + len(text) > columns:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {text}".strip()
-    return [wrapped for line in lines for wrapped in textwrap.wrap(line, columns)]
+        together = f"{lines[-1]} {text}".strip()
+        if len(together) <= columns:
+            lines[-1] = together
+        else:
+            lines += textwrap.wrap(text, columns)
+    return [line for line in lines if line]

@@ -5,18 +5,19 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from torch import nn
 
 from ditzoo.summary.canvas import Canvas
-from ditzoo.summary.flow import Flow, Stop, number_of, range_of
+from ditzoo.summary.flow import Flow, Link, Stop, number_of, range_of
 from ditzoo.summary.layers import in_words, primitives, shape_of
 from ditzoo.summary.trace import Node, Value
 
-#: columns that a drawing takes at most, unless names are too long for that
-WIDTH = 100
-_BOX_COLUMNS = 37
-_ROW_COLUMNS = (24, 46)
+#: columns that text leaves to a drawing; names that are longer and links make it wider
+WIDTH = 88
+_BOX_COLUMNS = 31
+_ROW_COLUMNS = (28, 46)
 
 
 @dataclass
@@ -36,12 +37,16 @@ class _Column:
 
 @dataclass
 class _Rail:
-    """A link as it is drawn, with a word where it leaves and one where it arrives."""
+    """A line past other layers, for one link or for all from one box to another."""
 
     source: Node
     target: Node
     tail: str = ""
+    """which layer of a box it leaves"""
     tip: str = ""
+    """what happens on the way"""
+    inside: str = ""
+    """what the box says where it arrives"""
     start: tuple[int, ...] = ()
     """row and column where it leaves"""
     end: tuple[int, ...] = ()
@@ -80,20 +85,22 @@ class Picture:
         self.canvas = Canvas()
         self.notes: list[str] = []
         self._columns: dict[Node, _Column] = {}
+        self._stop_of = {node: stop for stop in stops for node in stop.nodes}
+        self._rails = [rail for stop in stops for rail in self._rails_to(stop)]
         self._words = {stop.first: self._box_words(stop) for stop in stops if boxed and stop.first.layer}
-        self._box_columns = max((len(text) for words in self._words.values() for text in words), default=0)
+        inside = [[rail.inside for rail in self._rails], *self._words.values()]
+        self._box_columns = max((len(text) for words in inside for text in words), default=0)
         self._draw_sides()
         left = self.canvas.width
         self._box_left = left + 3 if left else 0
         self._stream = self._box_left + 3 if boxed else left + 5 if left else 1
-        self._rails = [rail for stop in stops for rail in self._rails_to(stop)]
         self._draw_stream()
         self._draw_rails()
 
     # Left: what becomes of time and class before it meets the stream.
 
     def _draw_sides(self) -> None:
-        used = {value.node: (place, value) for place, stop in enumerate(self.stops) for value in stop.sides}
+        used = {value.node: value for stop in self.stops for value in stop.sides}
         readers: dict[Node, list[Node]] = {node: [] for node in self.flow.sides}
         for node in self.flow.sides:
             for value in self.flow.beside(node):
@@ -110,8 +117,8 @@ class Picture:
             self._columns[node] = column
             column.texts += [", ".join(passed)] * bool(passed) + self._side_texts(node)
             if node in used:
-                column.labels.append(self._side_label(node, used[node][1]))
-        self._place_columns(columns, {node: place for node, (place, _) in used.items()})
+                column.labels.append(self._side_label(node, used[node]))
+        self._place_columns(columns)
         for column in columns:
             self._draw_column(column)
 
@@ -134,13 +141,18 @@ class Picture:
         size, whole = value.shape[-1], node.shape[-1]
         return f"{whole // size} of ({size})" if node.kind == "layer" and size < whole and whole % size == 0 else ""
 
-    def _place_columns(self, columns: list[_Column], last_use: Mapping[Node, int]) -> None:
-        """Columns that are needed longest stand on the left, so that arrows from them cross nothing; one in which
-        others meet stands between them."""
+    def _place_columns(self, columns: list[_Column]) -> None:
+        """Columns that are needed longest stand on the left, so that arrows from them cross nothing; those that are
+        needed equally long in the order of the operands; one in which others meet between them."""
+        last_use = {
+            value.node: (place, -operand)
+            for place, stop in enumerate(self.stops)
+            for operand, value in enumerate(stop.sides)
+        }
 
-        def needed(column: _Column) -> int:
+        def needed(column: _Column) -> tuple[int, int]:
             below = [joint for joint in columns if any(parent is column for parent in joint.parents)]
-            own = [last_use.get(node, -1) for node, place in self._columns.items() if place is column]
+            own = [last_use.get(node, (-1, 0)) for node, place in self._columns.items() if place is column]
             return max([*own, *(needed(joint) for joint in below)])
 
         edge = 0
@@ -239,13 +251,19 @@ class Picture:
         """Draw a layer or several; return the row below."""
         words = self._words[stop.first]
         right = self._box_left + self._box_columns + 3
-        anchors = self._anchors(stop)
-        for place, (rail, arrives) in enumerate(anchors, start=top + 1):
-            if arrives:
-                rail.end = (place, right + 1)
-            else:
-                rail.start = (place, right)
-        bottom = top + 1 + max(len(words), len(anchors))
+        arriving = [rail for rail in self._rails if rail.target in stop.nodes]
+        silent = [rail for rail in arriving if not rail.inside]
+        leaving = [rail for rail in self._rails if rail.source in stop.nodes]
+        for place, rail in enumerate(silent, start=top + 1):
+            rail.end = (place, right + 1)
+        for place, rail in enumerate(leaving, start=top + 1 + len(silent)):
+            rail.start = (place, right)
+        bottom = top + 1 + max(len(words), len(silent) + len(leaving))
+        for rail in arriving:
+            if rail.inside:
+                self.canvas.write(bottom, self._box_left + 2, rail.inside)
+                rail.end = (bottom, right + 1)
+                bottom += 1
         self.canvas.box(top, self._box_left, bottom, right, dashed=self._only_masked(stop))
         for place, text in enumerate(words, start=top + 1):
             self.canvas.write(place, self._box_left + 2, text)
@@ -297,9 +315,11 @@ class Picture:
     def _order(stop: Stop) -> str:
         """On which side a concatenation puts what joins the stream."""
         node = stop.first
-        if node.name != "cat" or not stop.sides or stop.chain is None or node.shape[:2] == stop.chain.shape[:2]:
+        if node.name != "cat" or not stop.sides or stop.chain is None:
             return ""
-        return " behind" if node.inputs[0].node is stop.chain.node else " in front"
+        if node.inputs[0].node is stop.chain.node:
+            return " behind"
+        return " in front" if node.inputs[-1].node is stop.chain.node else " around"
 
     def _only_masked(self, stop: Stop) -> bool:
         return self.plain_shapes is not None and stop.first not in self.plain_shapes
@@ -318,32 +338,32 @@ class Picture:
     # Right: links.
 
     def _rails_to(self, stop: Stop) -> list[_Rail]:
+        """One line for each link; for those from one box to another, one together."""
         rails = []
         for links in zip(*stop.links, strict=True):
-            pairs = [_Rail(link.source, node, "", link.label) for link, node in zip(links, stop.nodes, strict=True)]
-            if len(pairs) > 1 and pairs[0].source is pairs[1].source:
-                rails.append(_Rail(pairs[0].source, stop.first, "", "each"))
+            several = len(links) > 1
+            if several and links[0].source is links[1].source:
+                rails.append(self._rail(links[0], stop.first, "this link into each"))
                 continue
-            if len(pairs) > 1:
-                for rail in pairs:
-                    rail.tail, rail.tip = (str(number_of(node.name)) for node in (rail.source, rail.target))
-            if len(pairs) > 2:
-                first, last = (f"{rail.source.name} -> {rail.target.name}" for rail in (pairs[0], pairs[-1]))
-                order = "last in first out" if int(pairs[0].tail) > int(pairs[1].tail) else "in order"
-                self.notes += textwrap.wrap(f"{len(pairs)} links, {order}: {first} to {last}", WIDTH)
-            rails += pairs if len(pairs) == 1 else [pairs[0], pairs[-1]]
-        several = {node for other in self.stops if len(other.nodes) > 1 for node in other.nodes}
-        for rail in rails:
-            rail.tail = str(number_of(rail.source.name)) if rail.source in several else ""
+            pairs = zip(links, stop.nodes, strict=True)
+            for _, some in groupby(pairs, lambda pair: self._stop_of[pair[0].source]):
+                (link, target), *others = some
+                if others:
+                    rails.append(self._rail_of_several(link, target, *others[-1], count=1 + len(others)))
+                else:
+                    rails.append(self._rail(link, target, f"link into {target.name}" if several else ""))
         return rails
 
-    def _anchors(self, stop: Stop) -> list[tuple[_Rail, bool]]:
-        """Rails that arrive (True) or start at the layers of a box, from the top down."""
-        found: list[tuple[_Rail, bool]] = []
-        for node in stop.nodes:
-            found += [(rail, True) for rail in self._rails if rail.target is node]
-            found += [(rail, False) for rail in self._rails if rail.source is node]
-        return found
+    def _rail(self, link: Link, target: Node, inside: str) -> _Rail:
+        numbered = len(self._stop_of[link.source].nodes) > 1
+        return _Rail(link.source, target, str(number_of(link.source.name)) if numbered else "", link.label, inside)
+
+    def _rail_of_several(self, first: Link, target: Node, last: Link, last_target: Node, count: int) -> _Rail:
+        links = [f"{link.source.name} -> {node.name}" for link, node in ((first, target), (last, last_target))]
+        self.notes += textwrap.wrap(f"{count} links: {links[0]} to {links[1]}", WIDTH)
+        turned = number_of(first.source.name) > number_of(last.source.name)
+        inside = f"{count} links, {'last in first out' if turned else 'in order'}"
+        return _Rail(first.source, target, "", first.label, inside)
 
     def _draw_rails(self) -> None:
         ends = [
@@ -353,26 +373,17 @@ class Picture:
             if word
         ]
         base = max([self.canvas.width, *ends]) + 1
-        left_out = []
         tracks: list[list[tuple[int, int]]] = []
         for rail in sorted(self._rails, key=lambda rail: rail.end[0] - rail.start[0]):
             top, bottom = rail.start[0], rail.end[0]
-            track = next(
-                (place for place, taken in enumerate(tracks) if all(top > b or bottom < a for a, b in taken)), None
-            )
-            if track is None and base + 3 * len(tracks) >= WIDTH:
-                names = [
-                    f"({node.name})" if node.kind == "operation" else node.name for node in (rail.source, rail.target)
-                ]
-                left_out.append(" -> ".join(names))
-                continue
+            free = (place for place, taken in enumerate(tracks) if all(top > b or bottom < a for a, b in taken))
+            track = next(free, len(tracks))
+            if track == len(tracks):
+                tracks.append([])
+            tracks[track].append((top, bottom))
             self.canvas.write(bottom, rail.end[1], f"◄ {rail.tip} " if rail.tip else "◄")
             if rail.tail:
                 self.canvas.write(top, rail.start[1] + 2, f" {rail.tail} ")
-            if track is None:
-                track = len(tracks)
-                tracks.append([])
-            tracks[track].append((top, bottom))
             column = base + 3 * track
             self.canvas.across(top, rail.start[1], column)
             self.canvas.across(bottom, rail.end[1], column)
@@ -380,9 +391,6 @@ class Picture:
             for row in (top, bottom):
                 self.canvas.join(row, column)
             self.canvas.join(top, rail.start[1])
-        if left_out:
-            some = ", ".join(left_out[:3]) + ", and so on" * (len(left_out) > 3)
-            self.notes += textwrap.wrap(f"links without room here, {len(left_out)}: {some}", WIDTH)
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -272,3 +272,27 @@ def test_parts_of_a_model_from_elsewhere():
         "other": 16 * 24**2,
     }
     assert sum(count.by_part.values()) == count.total
+
+
+class Film(nn.Linear):
+    """Somebody else's modulation: neither its class nor the name it gets below say so."""
+
+    mac_part = "modulation"
+
+
+def test_a_layer_can_name_its_part():
+    model = Foreign()
+    model.mystery, model.feed.fc1 = Film(24, 24), Film(24, 48)  # the second inside a layer that is known as an MLP
+    model.mix.mac_part = "long skips"
+    parts = count_macs(model).by_part
+    assert parts["modulation"] == 16 * 24**2 + 2 * 16 * 24**2
+    assert parts["mlp"] == 2 * 16 * 24**2
+    assert parts["long skips"] == 2 * (4 * 16 * 24**2)
+    assert not {"other", "attention projections"} & set(parts)
+
+
+def test_a_layer_cannot_name_another_part():
+    model = Foreign()
+    model.mystery.mac_part = "modulatoin"
+    with pytest.raises(ValueError, match=r"Linear\.mac_part is 'modulatoin'; choose one of .*'modulation'"):
+        count_macs(model)
