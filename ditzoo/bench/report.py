@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,13 +149,18 @@ def comparison_figure(run: QuickRun) -> Figure:
     rows = [row for row in run.rows.values() if row.kind == "model"]
     rows.sort(key=lambda row: row.values["gmacs"].value)
     points = [(1e3 * row.values["gmacs"].value, row.values["frechet_distance"].value) for row in rows]
-    for place, (row, (x, y)) in enumerate(zip(rows, points, strict=True)):
-        axes.scatter(x, y, s=70, color=f"C{place}", zorder=3)
+    width = points[-1][0] - points[0][0]
+    groups = _coincident(points, width)
+    for group in groups:
+        for depth, place in enumerate(group):  # the smaller on top, so that every point of a group is seen
+            axes.scatter(*points[place], s=70 / (1 + 1.5 * depth), color=f"C{place}", zorder=3 + depth)
+        x, y = points[group[0]]
         # Of close neighbours the lower one has its label below, so that no label lies on another's point.
-        width = points[-1][0] - points[0][0]
-        below = any(b > y for a, b in points if abs(a - x) < 0.2 * width)
+        below = any(
+            points[other[0]][1] > y and abs(points[other[0]][0] - x) < 0.2 * width for other in groups if other != group
+        )
         axes.annotate(
-            row.name,
+            ", ".join(rows[place].name for place in group),
             (x, y),
             textcoords="offset points",
             xytext=(0, -9 if below else 9),
@@ -185,6 +191,20 @@ def comparison_figure(run: QuickRun) -> Figure:
     )
     axes.grid(visible=True, which="major", alpha=0.25)
     return figure
+
+
+def _coincident(points: Sequence[tuple[float, float]], width: float) -> list[list[int]]:
+    """Points too close to be labelled apart, as lists of their places: within 2 % of `width` and 5 % of the height."""
+    groups: list[list[int]] = []
+    for place, (x, y) in enumerate(points):
+        for group in groups:
+            first = points[group[0]]
+            if abs(first[0] - x) <= 0.02 * width and abs(first[1] - y) <= 0.05 * first[1]:
+                group.append(place)
+                break
+        else:
+            groups.append([place])
+    return groups
 
 
 def samples_figure(run: QuickRun, rows_each: int = 4) -> Figure:

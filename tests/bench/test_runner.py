@@ -8,7 +8,16 @@ import pytest
 
 from ditzoo import registry
 from ditzoo.bench import QUICK, QuickRun, QuickSuite, prepare_quick, read_rows, run_quick, write_row
-from ditzoo.bench.report import HEADER, markdown_table, notes, sorted_rows, table_cells, write_report
+from ditzoo.bench.report import (
+    HEADER,
+    _coincident,
+    comparison_figure,
+    markdown_table,
+    notes,
+    sorted_rows,
+    table_cells,
+    write_report,
+)
 from ditzoo.bench.runner import REAL, RESULTS, UNTRAINED
 from ditzoo.train import TrainOptions
 
@@ -197,6 +206,13 @@ def test_the_report_sorts_by_distance_and_never_says_fid_50k(finished: QuickRun)
     assert "FID-50K" not in text
     assert all(note in text for note in notes(finished))
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths[1:])
+
+
+def test_points_that_coincide_share_a_label(finished: QuickRun) -> None:
+    same = _coincident([(1.0, 2.0), (1.0, 2.09), (1.0, 2.2), (1.5, 2.0), (1.01, 1.95)], width=1.0)
+    assert same == [[0, 1, 4], [2], [3]]
+    labels = {text.get_text() for text in comparison_figure(finished).axes[0].texts}
+    assert all(any(name in label for label in labels) for name in MODELS)
 
 
 def test_the_suite_finds_the_tiny_models_of_every_family() -> None:
