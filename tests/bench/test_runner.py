@@ -208,6 +208,18 @@ def test_the_report_sorts_by_distance_and_never_says_fid_50k(finished: QuickRun)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths[1:])
 
 
+@pytest.mark.parametrize("name", QUICK.default_models())
+def test_every_model_trains_by_the_objective_of_its_family(name: str) -> None:
+    recipe = QUICK.recipe_for(name, registry.create(name))
+    published = registry.model_info(name).recipe
+    assert published is not None
+    assert recipe.is_flow == published.is_flow == (name == "sit_ti_2")
+    assert recipe.num_inference_steps == QUICK.recipe.num_inference_steps  # one evaluation a step in both
+    assert recipe.sampler == ("euler" if recipe.is_flow else "ddim")
+    rows, _ = read_rows(Path(__file__).parents[2] / "benchmarks" / "results" / "quick.jsonl")
+    assert next(row.recipe for row in rows if row.name == name) == recipe.to_dict()
+
+
 def test_points_that_coincide_share_a_label(finished: QuickRun) -> None:
     same = _coincident([(1.0, 2.0), (1.0, 2.09), (1.0, 2.2), (1.5, 2.0), (1.01, 1.95)], width=1.0)
     assert same == [[0, 1, 4], [2], [3]]

@@ -294,7 +294,7 @@ def test_gradients_reach_every_trainable_row_but_those_listed_as_unused(name):
         used = used_rows(model, key)
         if key == "pos_embed":  # (1, N, D)
             sizes, used = parameter.grad[0].abs().amax(1), torch.ones(parameter.shape[1], dtype=torch.bool)
-        assert (sizes[used] > 0).all(), key
+        assert (sizes[used] > 1e-10 * sizes.max()).all(), key
         # What the softmax cancels leaves rounding errors.
         assert (sizes[~used] <= 1e-12 * sizes.max().clamp(min=1)).all(), key
 
