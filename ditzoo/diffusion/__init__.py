@@ -1,25 +1,77 @@
 """The mathematics of diffusion, over any callable model."""
 
-from ditzoo.diffusion.draws import TrainingDraws, draw_training, sample_noise
-from ditzoo.diffusion.guidance import guide
-from ditzoo.diffusion.losses import denoising_loss, training_loss
-from ditzoo.diffusion.process import FlowMatching, GaussianDiffusion, make_betas, make_process
-from ditzoo.diffusion.samplers import SAMPLERS, ddim_sample, euler_sample, get_sampler, heun_sample
+from ditzoo.diffusion.draws import StepNoise, TrainingDraws, draw_training, sample_noise
+from ditzoo.diffusion.guidance import guidance_scale, guide
+from ditzoo.diffusion.losses import LossTerms, denoising_loss, loss_terms, training_loss
+from ditzoo.diffusion.process import (
+    EDM,
+    ContinuousVP,
+    Estimate,
+    FlowMatching,
+    GaussianDiffusion,
+    Process,
+    ReverseStep,
+    make_process,
+)
+from ditzoo.diffusion.samplers import (
+    SAMPLERS,
+    NonFiniteSampleError,
+    SamplerInfo,
+    SamplingStep,
+    ddim_sample,
+    ddpm_sample,
+    dopri5_sample,
+    dpm_3s_sample,
+    dpmpp_2m_sample,
+    dpmpp_3m_sample,
+    dpmpp_3s_sample,
+    edm_heun_sample,
+    euler_maruyama_sample,
+    euler_sample,
+    get_sampler,
+    heun_maruyama_sample,
+    heun_sample,
+    unipc_sample,
+)
+from ditzoo.diffusion.schedules import make_betas, space_timesteps
 
 __all__ = [
+    "EDM",
     "SAMPLERS",
+    "ContinuousVP",
+    "Estimate",
     "FlowMatching",
     "GaussianDiffusion",
+    "LossTerms",
+    "NonFiniteSampleError",
+    "Process",
+    "ReverseStep",
+    "SamplerInfo",
+    "SamplingStep",
+    "StepNoise",
     "TrainingDraws",
     "ddim_sample",
+    "ddpm_sample",
     "denoising_loss",
+    "dopri5_sample",
+    "dpm_3s_sample",
+    "dpmpp_2m_sample",
+    "dpmpp_3m_sample",
+    "dpmpp_3s_sample",
     "draw_training",
+    "edm_heun_sample",
+    "euler_maruyama_sample",
     "euler_sample",
     "get_sampler",
+    "guidance_scale",
     "guide",
+    "heun_maruyama_sample",
     "heun_sample",
+    "loss_terms",
     "make_betas",
     "make_process",
     "sample_noise",
+    "space_timesteps",
     "training_loss",
+    "unipc_sample",
 ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # One stream for each use, so that the noise of a sample and the draws of its training never coincide.
-_SAMPLING, _TRAINING, _STEP, _EPOCH = range(4)
+_SAMPLING, _TRAINING, _STEP, _EPOCH, _SAMPLING_STEP = range(5)
 
 
 class TrainingDraws(NamedTuple):
@@ -36,6 +36,24 @@ class TrainingDraws(NamedTuple):
 def sample_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Standard normal start of samples `indices`, (len(indices), *shape) float32."""
     return torch.stack([torch.randn(*shape, generator=_generator(_SAMPLING, seed, i)) for i in indices])
+
+
+class StepNoise:
+    """Noise that stochastic samplers add: a function of the step, each sample's its own.
+
+    Args:
+        seed: of the samples, as in `sample_noise`.
+        indices: numbers of the samples in the batch.
+        shape: (C, H, W).
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int], shape: Sequence[int]) -> None:
+        self.seed, self.indices, self.shape = seed, list(indices), tuple(shape)
+
+    def __call__(self, step: int) -> Tensor:
+        """Standard normal, (len(indices), *shape) float32 on the CPU."""
+        generators = (_generator(_SAMPLING_STEP, self.seed, index, step) for index in self.indices)
+        return torch.stack([torch.randn(*self.shape, generator=generator) for generator in generators])
 
 
 def draw_training(
@@ -85,6 +103,6 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> Tensor:
     return torch.randperm(num_images, generator=_generator(_EPOCH, seed, epoch))
 
 
-def _generator(stream: int, seed: int, index: int) -> torch.Generator:
-    state = np.random.SeedSequence((stream, seed, index)).generate_state(1, np.uint64)
+def _generator(stream: int, seed: int, *place: int) -> torch.Generator:
+    state = np.random.SeedSequence((stream, seed, *place)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (arXiv:2207.12598), in every convention the papers use."""
+"""Guidance: classifier-free (arXiv:2207.12598) in every convention the papers use, and by a weaker model."""
 
 from __future__ import annotations
 
@@ -8,56 +8,92 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ditzoo.diffusion.process import Process
 from ditzoo.recipe import Guidance
 
-#: (x, t, y) -> prediction
+#: (x, t, y) -> prediction, t in the network's units
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def guide(model: Denoiser, guidance: Guidance, null_label: int | None, *, num_train_timesteps: int = 1000) -> Denoiser:
+def guide(
+    model: Denoiser,
+    guidance: Guidance,
+    null_label: int | None,
+    *,
+    num_train_timesteps: int = 1000,
+    process: Process | None = None,
+    weak_model: Denoiser | None = None,
+) -> Denoiser:
     """A guided version of `model`, of the same signature.
 
-    The conditional and the unconditional half run as one batch; where the guidance is off, only the conditional
-    one runs. Channels that are not guided, and a learned variance, are those of the conditional half.
+    The conditional and the unconditional half run as one batch; where the guidance is off, also at a single time, only
+    the conditional one runs. Channels that are not guided, and a learned variance, are the conditional prediction's.
 
     Args:
         model: called as model(x, t, y) with x (B, C, H, W), t (B,) and y (B,).
-        guidance: scale, convention, channels and schedule.
-        null_label: the label of the unconditional half.
+        guidance: scale, kind, convention, channels, schedule and interval.
+        null_label: the label of the unconditional half; autoguidance needs none.
         num_train_timesteps: T of the power-cosine schedule.
+        process: tells the noise level of a time; needed for `guidance.interval`, whose batches share one time.
+        weak_model: stands in for the unconditional half under autoguidance.
 
     Raises:
-        ValueError: if there is no null label to guide with.
+        ValueError: if there is no null label, weak model or process to guide with.
     """
     if guidance.is_off:
         return model
-    if null_label is None:
+    if guidance.kind == "autoguidance" and weak_model is None:
+        raise ValueError("autoguidance needs weak_model=, a smaller or less trained model of the same kind.")
+    if guidance.kind == "classifier_free" and weak_model is not None:
+        raise ValueError("weak_model= is for Guidance(kind='autoguidance'); classifier-free guidance takes none.")
+    if guidance.kind == "classifier_free" and null_label is None:
         raise ValueError(
             f"guidance with scale {guidance.scale} needs a null label, and this model has none: it was built with "
             "class_dropout_prob=0 or num_classes=0. Sample it with the guidance off."
         )
+    if guidance.interval is not None and process is None:
+        raise ValueError("guidance in an interval needs process=, which tells the noise level of a time.")
 
     def guided(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        if y is None:
-            raise ValueError("guidance needs class labels y, got None.")
-        labels = torch.cat([y, torch.full_like(y, null_label)])
-        both = model(torch.cat([x, x]), torch.cat([t, t]), labels)  # (2B, C', H, W)
-        conditional, unconditional = both.chunk(2)
+        if guidance.interval is not None and not _inside(guidance.interval, process, t):
+            return model(x, t, y)
+        if weak_model is not None:
+            conditional, other = model(x, t, y), weak_model(x, t, y)
+        else:
+            conditional, other = _both_halves(model, x, t, y, null_label)
         channels = guidance.channels or x.shape[1]
-        c, u = conditional[:, :channels], unconditional[:, :channels]
-        scale = _scale(guidance, t, num_train_timesteps)
+        c, u = conditional[:, :channels], other[:, :channels]
+        scale = guidance_scale(guidance, t, num_train_timesteps)
         guided_channels = u + scale * (c - u) if guidance.convention == "dit" else c + scale * (c - u)
         return torch.cat([guided_channels, conditional[:, channels:]], dim=1)
 
     return guided
 
 
-def _scale(guidance: Guidance, t: Tensor, num_train_timesteps: int) -> Tensor | float:
+def _both_halves(
+    model: Denoiser, x: Tensor, t: Tensor, y: Tensor | None, null_label: int | None
+) -> tuple[Tensor, Tensor]:
+    """Conditional and unconditional predictions, in one batch."""
+    if y is None:
+        raise ValueError("guidance needs class labels y, got None.")
+    assert null_label is not None
+    labels = torch.cat([y, torch.full_like(y, null_label)])
+    conditional, unconditional = model(torch.cat([x, x]), torch.cat([t, t]), labels).chunk(2)
+    return conditional, unconditional
+
+
+def _inside(interval: tuple[float, float], process: Process | None, t: Tensor) -> bool:
+    """Whether the noise level of a batch's time lies in the interval."""
+    assert process is not None
+    low, high = interval
+    return low < process.noise_level(process.process_time(float(t[0]))) <= high
+
+
+def guidance_scale(guidance: Guidance, t: Tensor, num_train_timesteps: int = 1000) -> Tensor | float:
     """The scale at times t: a number, or (B, 1, 1, 1) for the power-cosine schedule of MDT (section 4.1 of
     arXiv:2303.14389)."""
     if guidance.schedule == "constant":
         return guidance.scale
     phase = (1 - t.float() / num_train_timesteps) ** guidance.power
-    off = 1.0 if guidance.convention == "dit" else 0.0
-    scale = off + (guidance.scale - off) * (1 - torch.cos(math.pi * phase)) / 2
+    scale = guidance.off + (guidance.scale - guidance.off) * (1 - torch.cos(math.pi * phase)) / 2
     return scale.view(-1, 1, 1, 1)

@@ -484,5 +484,5 @@ SD_VAE: dict[str, Any] = {"latent_codec": "stabilityai/sd-vae-ft-ema", "latent_s
 
 
 def pixel_recipe(recipe: Recipe) -> Recipe:
-    """The same recipe without an autoencoder."""
-    return replace(recipe, latent_codec=None, latent_scale=1.0)
+    """The same recipe without an autoencoder and without a learned variance."""
+    return replace(recipe, latent_codec=None, latent_scale=1.0, variance="fixed_large", loss="mse")

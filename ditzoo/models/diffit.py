@@ -156,9 +156,12 @@ class DiffiT(DiffusionTransformer):
 RECIPE = Recipe(
     prediction="epsilon",
     schedule="linear",
+    variance="learned_range",
+    loss="hybrid",
     guidance=Guidance(scale=4.4, channels=3, schedule="power_cosine", power=4.0),
     sampler="ddpm",
     num_inference_steps=250,
+    pixel_rule="adm",
     **SD_VAE,
 )
 _RECIPES = {256: RECIPE, 512: replace(RECIPE, guidance=Guidance(scale=1.49, channels=3))}

@@ -262,6 +262,8 @@ CHECKPOINTS = {
 RECIPE = Recipe(
     prediction="epsilon",
     schedule="linear",
+    variance="learned_range",
+    loss="hybrid",
     guidance=Guidance(scale=1.5, channels=3),
     sampler="ddpm",
     num_inference_steps=250,

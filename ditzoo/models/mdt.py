@@ -284,13 +284,16 @@ CHECKPOINTS = {
 RECIPE = Recipe(
     prediction="epsilon",
     schedule="linear",
+    variance="learned_range",
+    loss="hybrid",
     guidance=Guidance(scale=3.8, channels=3, schedule="power_cosine", power=4.0),
     sampler="ddpm",
     num_inference_steps=250,
+    pixel_rule="adm",
     mask_ratio=0.3,
     **SD_VAE,
 )
-RECIPE_V2 = replace(RECIPE, mask_ratio_spread=MDTv2.mask_ratio_spread)
+RECIPE_V2 = replace(RECIPE, mask_ratio_spread=MDTv2.mask_ratio_spread, min_snr_gamma=5.0)
 
 
 def _architecture(

@@ -159,17 +159,32 @@ SIZES = {
 RECIPE = Recipe(
     prediction="epsilon",
     schedule="scaled_linear",
+    time_offset=1.0,  # networks count the noise levels from 1
     guidance=Guidance(scale=0.4, convention="uvit"),
-    sampler="dpm_solver++",
+    sampler="dpmpp_3s",
     num_inference_steps=50,
     latent_codec="autoencoder_kl_ema",
     latent_scale=0.18215,
 )
-#: L/2 and L/4 train in continuous time.
-_CONTINUOUS = replace(RECIPE, schedule="continuous_vp", sampler="dpm_solver", latent_codec="autoencoder_kl")
+#: L/2 and L/4 train in continuous time, from 0 to 1, and are called with 999 t.
+_CONTINUOUS = replace(
+    RECIPE,
+    schedule="continuous_vp",
+    time_scale=999.0,
+    time_offset=0.0,
+    sampler="dpm_3s",
+    end_time=1e-4,
+    latent_codec="autoencoder_kl",
+)
 _AT_512 = Guidance(scale=0.7, convention="uvit")
 _UNGUIDED = Guidance(scale=0.0, convention="uvit")
-_PIXEL_SDE = replace(pixel_recipe(_CONTINUOUS), guidance=_UNGUIDED, sampler="euler_maruyama", num_inference_steps=1000)
+_PIXEL_SDE = replace(
+    pixel_recipe(_CONTINUOUS),
+    guidance=_UNGUIDED,
+    sampler="euler_maruyama",
+    end_time=None,
+    num_inference_steps=1000,
+)
 _PIXEL_ODE = replace(pixel_recipe(_CONTINUOUS), guidance=_UNGUIDED)
 
 

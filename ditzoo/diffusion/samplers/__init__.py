@@ -1,0 +1,111 @@
+"""Samplers: from noise to images with any model that a recipe describes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+
+from torch import Tensor
+
+from ditzoo.diffusion.samplers.diffusion import ddim_sample, ddpm_sample
+from ditzoo.diffusion.samplers.exponential import (
+    dpm_3s_sample,
+    dpmpp_2m_sample,
+    dpmpp_3m_sample,
+    dpmpp_3s_sample,
+    unipc_sample,
+)
+from ditzoo.diffusion.samplers.frame import Callback, NoiseOfStep, NonFiniteSampleError, SamplingStep
+from ditzoo.diffusion.samplers.ode import dopri5_sample, edm_heun_sample, euler_sample, heun_sample
+from ditzoo.diffusion.samplers.sde import euler_maruyama_sample, heun_maruyama_sample
+from ditzoo.recipe import Recipe, Sampler
+
+__all__ = [
+    "SAMPLERS",
+    "Callback",
+    "NoiseOfStep",
+    "NonFiniteSampleError",
+    "SamplerInfo",
+    "SamplingStep",
+    "ddim_sample",
+    "ddpm_sample",
+    "dopri5_sample",
+    "dpm_3s_sample",
+    "dpmpp_2m_sample",
+    "dpmpp_3m_sample",
+    "dpmpp_3s_sample",
+    "edm_heun_sample",
+    "euler_maruyama_sample",
+    "euler_sample",
+    "get_sampler",
+    "heun_maruyama_sample",
+    "heun_sample",
+    "unipc_sample",
+]
+
+
+@dataclass(frozen=True)
+class SamplerInfo:
+    """What is known about a sampler.
+
+    Attributes:
+        function: called as `ddim_sample` is.
+        order: of convergence, deterministic samplers only: the error falls with this power of the step.
+        evaluations: calls of the model a step; None where they adapt to the model.
+        title: in words.
+    """
+
+    function: Callable[..., Tensor]
+    order: int | None
+    evaluations: int | None
+    title: str
+
+    @property
+    def options(self) -> list[str]:
+        """Keyword arguments that a recipe's `sampler_options` may set."""
+        ours = ("num_inference_steps", "step_noise", "callback", "times")
+        parameters = inspect.signature(self.function).parameters.values()
+        return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ours]
+
+    @property
+    def takes_noise(self) -> bool:
+        """Whether the sampler may add noise, and takes `step_noise`."""
+        return "step_noise" in inspect.signature(self.function).parameters
+
+
+#: all samplers by the name that a recipe gives them
+SAMPLERS: dict[Sampler, SamplerInfo] = {
+    "ddpm": SamplerInfo(ddpm_sample, None, 1, "DDPM's ancestral sampling"),
+    "ddim": SamplerInfo(ddim_sample, 1, 1, "DDIM"),
+    "dpmpp_2m": SamplerInfo(dpmpp_2m_sample, 2, 1, "DPM-Solver++(2M), multistep"),
+    "dpmpp_3m": SamplerInfo(dpmpp_3m_sample, 3, 1, "DPM-Solver++(3M), multistep"),
+    "dpmpp_3s": SamplerInfo(dpmpp_3s_sample, 3, 1, "DPM-Solver++ of order 3, singlestep"),
+    "dpm_3s": SamplerInfo(dpm_3s_sample, 3, 1, "DPM-Solver-fast, singlestep of order 3 on the noise"),
+    "unipc": SamplerInfo(unipc_sample, 2, 1, "UniPC"),
+    "edm_heun": SamplerInfo(edm_heun_sample, 2, 2, "EDM's Heun in the noise level"),
+    "euler": SamplerInfo(euler_sample, 1, 1, "Euler along the flow"),
+    "heun": SamplerInfo(heun_sample, 2, 2, "Heun along the flow"),
+    "dopri5": SamplerInfo(dopri5_sample, 5, None, "Dormand-Prince, adaptive"),
+    "euler_maruyama": SamplerInfo(euler_maruyama_sample, None, 1, "Euler-Maruyama"),
+    "heun_maruyama": SamplerInfo(heun_maruyama_sample, None, 2, "Heun's drift after Euler-Maruyama's noise"),
+}
+
+
+def get_sampler(recipe: Recipe) -> Callable[..., Tensor]:
+    """The sampler that a recipe names with the recipe's `sampler_options`, called as `ddim_sample` is.
+
+    Raises:
+        TypeError: for an option that the sampler does not have; the nearest are named.
+    """
+    info = SAMPLERS[recipe.sampler]
+    for option in recipe.sampler_options:
+        if option not in info.options:
+            near = get_close_matches(option, info.options, n=3, cutoff=0.6)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise TypeError(
+                f"sampler {recipe.sampler!r} has no option {option!r}.{hint} Its options: {', '.join(info.options)}."
+            )
+    return partial(info.function, **recipe.sampler_options) if recipe.sampler_options else info.function
