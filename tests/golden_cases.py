@@ -91,6 +91,42 @@ class Case:
         return model.to(dtype).eval()
 
 
+@dataclass(frozen=True)
+class ProcessCase:
+    """One case of schedules, losses and samplers: `facts` as in its JSON file, `tensors` as in its safetensors file."""
+
+    name: str
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.tensors[key]
+
+    @property
+    def outputs(self) -> list[str]:
+        """All that the official code computed: every key that begins with `out.`."""
+        return sorted(key for key in self.tensors if key.startswith("out."))
+
+    def tolerance(self, output: str) -> float:
+        """Allowed difference of an output over its largest value: none of integers, 1e-12 of schedule tables in
+        float64, and what the JSON file states of the rest."""
+        exact = {torch.int64: 0.0, torch.float64: 1e-12}
+        otherwise = exact.get(self[output].dtype, self.facts["relative_tolerance"])
+        return self.facts.get("tolerances", {}).get(output, otherwise)
+
+    def agrees(self, output: str, computed: Tensor) -> bool:
+        """Whether `computed` is the recorded output within its tolerance. NaN is not; another shape is an error."""
+        expected = self[output].double()
+        assert computed.shape == expected.shape, f"{output}: {tuple(computed.shape)}, not {tuple(expected.shape)}"
+        difference = (computed.detach().double() - expected).abs().max()
+        return bool(difference <= self.tolerance(output) * expected.abs().max())
+
+    def model(self, version: str | None = None, dtype: torch.dtype = torch.float32) -> DiffusionTransformer:
+        """The network that the official code ran; `version` is MDT's `v1` or `v2`."""
+        name = self.facts["model_case"] if version is None else self.facts["model_cases"][version]
+        return golden_case(name).model(dtype)
+
+
 def draw_state(case: GoldenCase) -> dict[str, Tensor]:
     """The official state dict of a case, drawn again: weights, and the constant buffers beside relative tables."""
     with torch.device("meta"):
@@ -121,6 +157,11 @@ def golden_case(name: str) -> Case:
 
 
 @cache
+def process_case(name: str) -> ProcessCase:
+    return ProcessCase(name, golden_facts(name), golden_tensors(name))
+
+
+@cache
 def golden_tensors(name: str) -> dict[str, Tensor]:
     return load_file(FOLDER / f"{name}.safetensors")
 
@@ -132,6 +173,8 @@ def golden_facts(name: str) -> dict[str, Any]:
 
 #: Names of all model cases.
 CASES = sorted(path.stem for path in FOLDER.glob("*.json") if "constructor" in golden_facts(path.stem))
+#: Names of all cases of schedules, losses and samplers.
+PROCESS_CASES = sorted(path.stem for path in FOLDER.glob("*.json") if "notes" in golden_facts(path.stem))
 
 
 def relative_error(output: Tensor, expected: Tensor) -> float:

@@ -1,9 +1,20 @@
-"""The golden cases themselves: that redrawn weights are the recorded ones, and that a checksum would tell others."""
+"""The golden cases themselves: redrawn weights are the recorded ones, and a wrong output is told from a right one."""
 
 import pytest
 import torch
 
-from tests.golden_cases import CASES, FOLDER, Case, checksum, draw_state, golden_case, golden_facts, golden_tensors
+from tests.golden_cases import (
+    CASES,
+    FOLDER,
+    PROCESS_CASES,
+    Case,
+    checksum,
+    draw_state,
+    golden_case,
+    golden_facts,
+    golden_tensors,
+    process_case,
+)
 from tests.strip_golden import strip, to_json
 
 #: Whose weights are stored as they were recorded, so that the redraw is held to more than its checksum.
@@ -95,3 +106,81 @@ def test_weights_that_cannot_be_redrawn_are_not_dropped():
     assert str(error.value).endswith(": " + ", ".join(names) + ".")
     with pytest.raises(ValueError, match=r"^dit has no stored weights\.$"):
         strip(golden_case("dit"))
+
+
+def test_the_folder_stays_small():
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 5_000_000
+
+
+def test_every_file_is_a_case():
+    known = {"README.md", "param_counts.json"}
+    known |= {f"{case}.{suffix}" for case in CASES + PROCESS_CASES for suffix in ("json", "safetensors")}
+    assert {path.name for path in FOLDER.iterdir()} == known
+    assert all(golden_facts(case)["case"] == case for case in CASES + PROCESS_CASES)
+
+
+def test_the_process_cases_are_whole():
+    outputs = {case: len(process_case(case).outputs) for case in PROCESS_CASES}
+    assert outputs == {
+        "diffusion_dit": 108,
+        "diffusion_mdt": 54,
+        "diffusion_uvit": 32,
+        "diffusion_uvit_sde": 7,
+        "sit_transport": 32,
+    }
+
+
+@pytest.mark.parametrize("case", PROCESS_CASES)
+def test_a_looser_tolerance_is_that_of_an_output(case):
+    case = process_case(case)
+    looser = case.facts.get("tolerances", {})
+    assert set(looser) <= set(case.outputs)
+    assert all(2e-5 <= tolerance <= 5e-4 for tolerance in looser.values())
+    assert {case.tolerance(output) for output in looser} == set(looser.values())
+
+
+@pytest.mark.parametrize(
+    ("case", "output", "tolerance"),
+    [
+        ("diffusion_dit", "out.spaced.1000_50", 0.0),
+        ("diffusion_dit", "out.schedule.betas", 1e-12),
+        ("diffusion_dit", "out.q_sample", 2e-5),
+        ("diffusion_dit", "out.prior_bpd", 2e-4),
+        ("diffusion_mdt", "out.v2.snr_f64", 1e-12),
+        ("diffusion_mdt", "out.v1.grad_norm_total", 2e-5),  # of float32 gradients, summed in float64
+        ("diffusion_mdt", "out.v1.grad.pos_embed", 5e-4),
+        ("sit_transport", "out.ode_dopri5_default.sample", 5e-4),
+        ("sit_transport", "out.ode_euler_num_steps10.model_t", 2e-5),
+    ],
+)
+def test_tolerances_by_kind_of_output(case, output, tolerance):
+    assert process_case(case).tolerance(output) == tolerance
+
+
+@pytest.mark.parametrize("case", PROCESS_CASES)
+def test_an_output_agrees_with_itself_and_with_no_other(case):
+    case = process_case(case)
+    for output in case.outputs:
+        value = case[output]
+        largest = value.abs().max()
+        assert value.double().isfinite().all(), output
+        assert case.agrees(output, value), output
+        wrong = value.clone().flatten()
+        if value.is_floating_point():
+            wrong[-1] += 1.2 * case.tolerance(output) * largest
+        else:
+            wrong[-1] += 1
+        assert not case.agrees(output, wrong.view_as(value)), output
+        assert not case.agrees(output, torch.full(value.shape, torch.nan)), output
+
+
+def test_an_output_of_another_shape_is_an_error():
+    case = process_case("diffusion_dit")
+    with pytest.raises(AssertionError, match=r"out\.prior_bpd: \(1,\), not \(3,\)"):
+        case.agrees("out.prior_bpd", case["out.prior_bpd"][:1])
+
+
+def test_networks_of_process_cases():
+    assert type(process_case("diffusion_mdt").model("v2")).__name__ == "MDTv2"
+    model = process_case("diffusion_uvit_sde").model(dtype=torch.float64)
+    assert (type(model).__name__, model.num_classes, model.dtype) == ("UViT", 0, torch.float64)
