@@ -32,21 +32,22 @@ def test_fresh_parameters_are_distributed_as_the_official_ones(case):
             assert largest == pytest.approx(expected["absmax"], rel=20 / n), name
 
 
-@pytest.mark.parametrize("case", ["dit", "dit_nosigma_p4", "sit", "diffit", "diffit_in64_p8"])
-def test_frozen_positions_are_the_official_table(case):
-    case = golden_case(case)
-    fresh = case.model_cls(**case.options).pos_embed
-    assert not fresh.requires_grad
-    torch.testing.assert_close(fresh.data, case["state.pos_embed"], rtol=0, atol=1e-6)
+@pytest.mark.parametrize(
+    ("case", "table"), [(case, key) for case in CASES for key in golden_case(case).tensors if key.startswith("init.")]
+)
+def test_position_tables_start_at_the_official_one(case, table):
+    case, name = golden_case(case), table.removeprefix("init.")
+    fresh = getattr(case.model_cls(**case.options), name)
+    assert fresh.requires_grad == case.facts["official_init_stats"][name]["trainable"]
+    torch.testing.assert_close(fresh.data, case[table], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["mdtv1", "mdtv1_probe", "mdtv2", "mdtv2_probe"])
-@pytest.mark.parametrize("table", ["pos_embed", "decoder_pos_embed"])
-def test_learned_positions_start_at_the_official_table(case, table):
-    case = golden_case(case)
-    fresh = getattr(case.model_cls(**case.options), table)
-    assert fresh.requires_grad
-    torch.testing.assert_close(fresh.data, case[f"init.{table}"], rtol=0, atol=1e-6)
+def test_every_sincos_table_is_compared():
+    tables = {(case, key) for case in CASES for key in golden_case(case).tensors if key.startswith("init.")}
+    both = ("init.pos_embed", "init.decoder_pos_embed")
+    learned = {(case, key) for case in ("mdtv1", "mdtv1_probe", "mdtv2", "mdtv2_probe") for key in both}
+    frozen = {(case, both[0]) for case in ("dit", "dit_nosigma_p4", "sit", "diffit", "diffit_in64_p8")}
+    assert tables == learned | frozen
 
 
 @pytest.mark.parametrize("name", TINY)
