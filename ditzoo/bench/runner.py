@@ -23,7 +23,7 @@ from ditzoo.bench.results import ResultRow, Value, now, provenance, read_rows, w
 from ditzoo.bench.suites import QUICK, QuickSuite
 from ditzoo.bench.workers import Progress, one_thread, run_jobs
 from ditzoo.data import load_digits_split, to_uint8
-from ditzoo.diffusion import get_sampler, guide, make_process, sample_noise
+from ditzoo.diffusion import SamplingStep, get_sampler, guide, make_process, sample_noise
 from ditzoo.metrics import FeatureStatistics, FrechetDistance
 from ditzoo.metrics.digits import DIGITS_EXTRACTOR, load_digits_classifier
 from ditzoo.models import DiffusionTransformer
@@ -237,12 +237,12 @@ def sample_digits(
     for start in range(0, count, suite.sample_batch_size):
         chosen = range(start, min(start + suite.sample_batch_size, count))
 
-        def report(step: int, chosen: range = chosen) -> None:
-            progress(stage, chosen.start * steps + step * len(chosen), count * steps)
+        def report(step: SamplingStep, chosen: range = chosen) -> None:
+            progress(stage, chosen.start * steps + step.number * len(chosen), count * steps)
 
-        noise = sample_noise(suite.train.seed, chosen, shape).to(model.device)
+        x = process.initial_sample(sample_noise(suite.train.seed, chosen, shape).to(model.device))
         y = labels[chosen.start : chosen.stop].to(model.device)
-        batches.append(sample(guided, process, noise, y, num_inference_steps=steps, callback=report))
+        batches.append(sample(guided, process, x, y, num_inference_steps=steps, callback=report))
     return to_uint8(torch.cat(batches).cpu()), labels
 
 

@@ -25,6 +25,22 @@ KARRAS_RHO = 7.0
 LOG_SNR_LIMIT = 7.0
 
 
+def exact(t: Tensor) -> Tensor:
+    """Times in float64; on the CPU where their device has none."""
+    return t.cpu().double() if t.device.type == "mps" else t.double()
+
+
+def as_factor(values: Tensor, t: Tensor) -> Tensor:
+    """Values at times t (B,) as float32 factors of a batch, (B, 1, 1, 1) on t's device."""
+    return values.float().to(t.device).view(-1, 1, 1, 1)
+
+
+def check_steps(num_steps: object) -> None:
+    """Refuse a number of steps that is no integer."""
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int):
+        raise TypeError(f"num_inference_steps must be an integer, got {num_steps!r}.")
+
+
 class Estimate(NamedTuple):
     """What a network's prediction says about a noisy sample.
 
@@ -49,9 +65,14 @@ class Process:
         prediction: what the network returns.
         time_scale: see `Recipe.time_scale`.
         time_offset: see `Recipe.time_offset`.
+
+    Raises:
+        ValueError: for a prediction that does not go with the process.
     """
 
     kind: ClassVar[str] = "diffusion"
+    #: what its networks may predict
+    predictions: ClassVar[tuple[Prediction, ...]] = ("epsilon", "v_prediction", "sample")
     #: whether samplers take a last step from `end` to `data`
     has_final_step: ClassVar[bool] = True
     default_spacing: ClassVar[Spacing] = "time"
@@ -62,6 +83,11 @@ class Process:
     data: float
 
     def __init__(self, prediction: Prediction, time_scale: float = 1.0, time_offset: float = 0.0) -> None:
+        if prediction not in self.predictions:
+            raise ValueError(
+                f"a {type(self).__name__} has no prediction {prediction!r}; choose one of "
+                f"{', '.join(self.predictions)}."
+            )
         self.prediction: Prediction = prediction
         self.time_scale = time_scale
         self.time_offset = time_offset
@@ -108,9 +134,8 @@ class Process:
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise levels at times t (B,), float32 of shape (B, 1, 1, 1) on t's device."""
-        exact = t.double() if t.device.type != "mps" else t.cpu().double()
-        alpha, sigma = self.levels(exact)
-        return tuple(level.float().to(t.device).view(-1, 1, 1, 1) for level in (alpha, sigma))  # type: ignore[return-value]
+        alpha, sigma = self.levels(exact(t))
+        return as_factor(alpha, t), as_factor(sigma, t)
 
     # From data to noise.
 
@@ -189,7 +214,9 @@ class Process:
 
         Raises:
             ValueError: for fewer than one step or an unknown spacing.
+            TypeError: for a number of steps that is no integer.
         """
+        check_steps(num_steps)
         if num_steps < 1:
             raise ValueError(f"num_inference_steps must be 1 or more, got {num_steps}.")
         final_step = self.has_final_step if final_step is None else final_step

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ditzoo.diffusion.process.base import Process
+from ditzoo.diffusion.process.base import Process, as_factor, check_steps
 from ditzoo.diffusion.schedules import make_betas, space_timesteps
 from ditzoo.recipe import Recipe
 
@@ -31,7 +31,8 @@ class ReverseStep(NamedTuple):
 class GaussianDiffusion(Process):
     """Discrete diffusion, alpha_t^2 + sigma_t^2 = 1, with times t = 0, ..., T - 1 (arXiv:2006.11239).
 
-    Between two timesteps log(alpha) is interpolated linearly, as solvers of continuous time need; t = -1 is the data.
+    Between two timesteps log(alpha) is interpolated linearly, as solvers of continuous time need, and beyond the last
+    one it goes on straight; t = -1 is the data.
 
     Args:
         recipe: its schedule, T, prediction, variance and units of time decide everything here.
@@ -83,7 +84,7 @@ class GaussianDiffusion(Process):
             alpha2 = self.alphas_cumprod.to(t.device)[t]
             return alpha2.sqrt(), (1 - alpha2).sqrt()
         log_alphas = self._log_alphas.to(t.device)
-        place = (t + 1).clamp(0, self.num_timesteps)
+        place = (t + 1).clamp(min=0)
         lower = place.floor().long().clamp(max=self.num_timesteps - 1)
         log_alpha = torch.lerp(log_alphas[lower], log_alphas[lower + 1], place - lower)
         return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
@@ -92,7 +93,7 @@ class GaussianDiffusion(Process):
         if t.is_floating_point():
             return super().alpha_sigma(t)
         alpha, sigma = self.levels(t if t.device.type != "mps" else t.cpu())
-        return alpha.float().to(t.device).view(-1, 1, 1, 1), sigma.float().to(t.device).view(-1, 1, 1, 1)
+        return as_factor(alpha, t), as_factor(sigma, t)
 
     def time_at(self, log_snr: float) -> float:
         wanted = -0.5 * math.log1p(math.exp(-2 * log_snr))  # log(alpha)
@@ -161,7 +162,7 @@ class GaussianDiffusion(Process):
 
     def _at(self, table: Tensor, t: Tensor) -> Tensor:
         """Entries of a float64 table at t (B,), float32 (B, 1, 1, 1) on t's device."""
-        return table[t.cpu()].float().to(t.device).view(-1, 1, 1, 1)
+        return as_factor(table[t.cpu()], t)
 
     def integer_times(self, num_steps: int) -> list[float]:
         """The whole timesteps of DDPM's and DDIM's samplers, spread by `space_timesteps`, noise first, data last; a
@@ -169,7 +170,9 @@ class GaussianDiffusion(Process):
 
         Raises:
             ValueError: for a step count below 1 or above T.
+            TypeError: for one that is no integer.
         """
+        check_steps(num_steps)
         if not 1 <= num_steps <= self.num_timesteps:
             raise ValueError(f"num_inference_steps must be from 1 to {self.num_timesteps}, got {num_steps}.")
         kept = space_timesteps(self.num_timesteps, num_steps) if num_steps > 1 else [self.num_timesteps - 1]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ditzoo.diffusion.guidance import Denoiser
 from ditzoo.diffusion.process import Estimate, FlowMatching, Process
-from ditzoo.diffusion.samplers.frame import Callback, NoiseOfStep, Run, drawn
+from ditzoo.diffusion.process.base import check_steps
+from ditzoo.diffusion.samplers.frame import Callback, NoiseOfStep, Run, drawn, grid
 from ditzoo.diffusion.samplers.ode import check_continuous
 
 DiffusionForm = Literal["sbdm", "sigma", "constant", "linear", "decreasing", "increasing_decreasing"]
@@ -142,12 +143,9 @@ def _times(
 ) -> list[float]:
     if last_step is not None and last_step not in get_args(LastStep):
         raise ValueError(f"unknown last_step {last_step!r}; choose mean, tweedie, euler or None.")
-    if times is not None:
-        return [float(time) for time in times]
-    if not isinstance(process, FlowMatching):
-        return process.times(num_steps, final_step=last_step is not None)
-    if last_step is None:
-        return process.times(num_steps)
+    if times is not None or not isinstance(process, FlowMatching) or last_step is None:
+        return grid(process, num_steps, times, final_step=last_step is not None and process.has_final_step)
+    check_steps(num_steps)
     if not 0 < last_step_size < process.data - process.start:
         raise ValueError(f"last_step_size must lie between 0 and 1, got {last_step_size}.")
     if num_steps < 2:
