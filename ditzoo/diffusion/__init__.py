@@ -1,6 +1,6 @@
 """The mathematics of diffusion, over any callable model."""
 
-from ditzoo.diffusion.draws import StepNoise, TrainingDraws, draw_training, sample_noise
+from ditzoo.diffusion.draws import StepNoise, TrainingDraws, draw_training, sample_labels, sample_noise
 from ditzoo.diffusion.guidance import guidance_scale, guide
 from ditzoo.diffusion.losses import LossTerms, denoising_loss, loss_terms, training_loss
 from ditzoo.diffusion.process import (
@@ -70,6 +70,7 @@ __all__ = [
     "loss_terms",
     "make_betas",
     "make_process",
+    "sample_labels",
     "sample_noise",
     "space_timesteps",
     "training_loss",
