@@ -44,7 +44,10 @@ class NonFiniteSampleError(FloatingPointError):
     Attributes:
         step: the step that gave it, from 1 on.
         rows: places in the batch of the samples that have one.
+        finished: what a pipeline had finished before, if anything.
     """
+
+    finished: object = None
 
     def __init__(self, step: int, num_steps: int, rows: list[int]) -> None:
         self.step, self.rows = step, rows

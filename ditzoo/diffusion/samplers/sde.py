@@ -58,7 +58,8 @@ def euler_maruyama_sample(
         return x + drift + math.sqrt(2 * w * abs(end - start)) * noise
 
     sde = _ReverseSDE(process, diffusion, diffusion_norm)
-    times = _times(process, num_inference_steps, times, last_step, last_step_size)
+    if times is None:
+        times = sde_times(process, num_inference_steps, last_step, last_step_size)
     return _solve(step, sde, model, process, x, y, times, last_step, step_noise, callback)
 
 
@@ -87,7 +88,8 @@ def heun_maruyama_sample(
         return x + (first + second) / 2
 
     sde = _ReverseSDE(process, diffusion, diffusion_norm)
-    times = _times(process, num_inference_steps, times, last_step, last_step_size)
+    if times is None:
+        times = sde_times(process, num_inference_steps, last_step, last_step_size)
     return _solve(step, sde, model, process, x, y, times, last_step, step_noise, callback)
 
 
@@ -133,17 +135,16 @@ class _ReverseSDE:
         return -estimate.noise / self.process.level(t)[1]
 
 
-def _times(
-    process: Process,
-    num_steps: int,
-    times: Sequence[float] | None,
-    last_step: LastStep | None,
-    last_step_size: float,
+def sde_times(
+    process: Process, num_steps: int, last_step: LastStep | None = "mean", last_step_size: float = 0.04
 ) -> list[float]:
+    """The times of a stochastic sampler, its last step included.
+
+    Raises:
+        ValueError: for an unknown last step, a size outside (0, 1) or too few steps.
+    """
     if last_step is not None and last_step not in get_args(LastStep):
         raise ValueError(f"unknown last_step {last_step!r}; choose mean, tweedie, euler or None.")
-    if times is not None:
-        return [float(time) for time in times]
     if not isinstance(process, FlowMatching):
         return process.times(num_steps, final_step=last_step is not None)
     if last_step is None:
@@ -163,7 +164,7 @@ def _solve(
     process: Process,
     x: Tensor,
     y: Tensor | None,
-    times: list[float],
+    times: Sequence[float],
     last_step: LastStep | None,
     step_noise: NoiseOfStep | None,
     callback: Callback | None,
