@@ -119,6 +119,39 @@ def verify(name: str, checkpoint: str | None, device: str, dtype: str, weights: 
         sys.exit(1)
 
 
+@cli.command()
+@click.argument("name")
+@click.option("--classes", help="Numbers, ranges and names, such as 0-9 or 'strawberry,207'; default: random ones.")
+@click.option("--per-class", type=click.IntRange(min=1), help="Images of each of these classes.")
+@click.option("--num", type=click.IntRange(min=1), help="Images in all; default: one a class, or 16.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--sampler", help="Another sampler than the weights' own; a wrong one gives the list.")
+@click.option("--steps", type=int, help="Of the sampler.")
+@click.option("--guidance-scale", type=float, help="In the convention of the weights.")
+@click.option("--columns", type=click.IntRange(min=1), help="Of a grid; default: one a class.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--checkpoint", type=click.Path(), help="The authors' file of weights.")
+@click.option("--codec", help="Autoencoder instead of the recipe's: a folder or the id of a model.")
+@click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+def sample(name: str, out: Path, **options: Any) -> None:
+    """Sample from a model: NAME is a tagged name such as dit_ti_2.digits, or a folder.
+
+    OUT decides what is written: a grid (.png), an animation of the steps (.gif, .webp), a file for ADM's evaluation
+    (.npz), or else a folder of PNG files. File and folder are written in shards: a stopped job goes on where it was,
+    and under torchrun all processes share it.
+    """
+    from ditzoo.pipeline.command import run_sample
+
+    try:
+        for line in run_sample(name, out, **options):
+            click.echo(line)
+    except KeyboardInterrupt:
+        click.echo("\nStopped. Run the same command to go on with the shards that are finished.", err=True)
+        sys.exit(130)
+
+
 @cli.group()
 def bench() -> None:
     """Train, sample and compare models."""

@@ -1,6 +1,6 @@
 """The mathematics of diffusion, over any callable model."""
 
-from ditzoo.diffusion.draws import StepNoise, TrainingDraws, draw_training, sample_noise
+from ditzoo.diffusion.draws import StepNoise, TrainingDraws, draw_training, sample_labels, sample_noise
 from ditzoo.diffusion.guidance import guidance_scale, guide
 from ditzoo.diffusion.losses import (
     LossTerms,
@@ -84,6 +84,7 @@ __all__ = [
     "make_process",
     "min_snr_weight",
     "prior_bits",
+    "sample_labels",
     "sample_noise",
     "space_timesteps",
     "training_loss",

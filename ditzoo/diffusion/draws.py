@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # One stream for each use, so that the noise of a sample and the draws of its training never coincide.
-_SAMPLING, _TRAINING, _STEP, _EPOCH, _SAMPLING_STEP = range(5)
+_SAMPLING, _TRAINING, _STEP, _EPOCH, _SAMPLING_STEP, _LABEL = range(6)
 
 
 class TrainingDraws(NamedTuple):
@@ -36,6 +36,14 @@ class TrainingDraws(NamedTuple):
 def sample_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Standard normal start of samples `indices`, (len(indices), *shape) float32."""
     return torch.stack([torch.randn(*shape, generator=_generator(_SAMPLING, seed, i)) for i in indices])
+
+
+def sample_labels(seed: int, indices: Sequence[int], num_classes: int) -> Tensor:
+    """Uniformly random classes of samples `indices`, (len(indices),) int64."""
+    return torch.tensor(
+        [int(torch.randint(num_classes, (), generator=_generator(_LABEL, seed, index))) for index in indices],
+        dtype=torch.int64,
+    )
 
 
 class StepNoise:

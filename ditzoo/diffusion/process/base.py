@@ -148,6 +148,10 @@ class Process:
         """Where sampling starts, from standard normal noise (B, C, H, W)."""
         return noise
 
+    def initial_noise(self, x: Tensor) -> Tensor:
+        """The noise from which `initial_sample` makes x."""
+        return x
+
     # What networks see and say.
 
     def scale_input(self, x: Tensor, t: Tensor) -> Tensor:

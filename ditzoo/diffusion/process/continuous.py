@@ -213,6 +213,9 @@ class EDM(Process):
     def initial_sample(self, noise: Tensor) -> Tensor:
         return self.start * noise
 
+    def initial_noise(self, x: Tensor) -> Tensor:
+        return x / self.start
+
     def scale_input(self, x: Tensor, t: Tensor) -> Tensor:
         t = t.view(-1, *[1] * (x.ndim - 1))
         return (x / (t**2 + self.sigma_data**2).sqrt()).to(x.dtype)

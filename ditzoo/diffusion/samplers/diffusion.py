@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ def ddpm_sample(
     y: Tensor | None = None,
     *,
     num_inference_steps: int = 50,
+    times: Sequence[float] | None = None,
     step_noise: NoiseOfStep | None = None,
     clip_sample: bool = False,
     callback: Callback | None = None,
@@ -34,9 +36,10 @@ def ddpm_sample(
         x: (B, C, H, W) start at the last timestep: `process.initial_sample(noise)`.
         y: (B,) labels; None for an unconditional model.
         num_inference_steps: evaluations of the model, on times spread as `space_timesteps` does.
+        times: whole timesteps to take instead, falling, and the data's -1 at the end.
         step_noise: noise of each step, such as `StepNoise(seed, indices, shape)`.
         clip_sample: clamp each estimate of x0 to [-1, 1]: for pixels, not for latents.
-        callback: called after each step with a `SamplingStep`.
+        callback: called after each step with a `SamplingStep`; a tensor that it returns takes the sample's place.
 
     Returns:
         (B, C, H, W).
@@ -51,7 +54,7 @@ def ddpm_sample(
             f"DDPM needs the timesteps of a GaussianDiffusion, and a {type(process).__name__} has none; use one of "
             f"{', '.join(CONTINUOUS_SAMPLERS)}."
         )
-    times = process.integer_times(num_inference_steps)
+    times = process.integer_times(num_inference_steps) if times is None else _checked_whole(times)
     spaced = process.keep([int(time) for time in reversed(times[:-1])])
     run = Run(model, process, y, times, callback)
     for step, time in enumerate(times[:-1]):
@@ -64,6 +67,13 @@ def ddpm_sample(
             x = x + torch.exp(0.5 * reverse.log_variance) * drawn(step_noise, step, x, "DDPM")
         x = run.finish(step, x)
     return x
+
+
+def _checked_whole(times: Sequence[float]) -> list[float]:
+    falling = all(before > after for before, after in itertools.pairwise(times))
+    if len(times) < 2 or not falling or times[-1] != -1 or not all(float(time).is_integer() for time in times):
+        raise ValueError(f"times must be whole timesteps that fall and end with the data's -1, got {list(times)}.")
+    return [float(time) for time in times]
 
 
 def ddim_sample(
@@ -85,7 +95,7 @@ def ddim_sample(
     Arguments, result and errors as `ddpm_sample`, and:
 
     Args:
-        times: of the process, from start to end, instead of a number of steps; rising noise inverts the sampler.
+        times: of the process instead of a number of steps, from noise to data; the other way round inverts the sampler.
         spacing: of the times, see `Process.times`; discrete processes keep whole timesteps where None.
         eta: 0 adds no noise.
     """

@@ -281,7 +281,7 @@ def unipc_sample(
     for step, (start, end) in enumerate(itertools.pairwise(times)):
         estimate = run.estimate(x, start)
         here = process.log_snr(start)
-        if step > 0 and not (math.isinf(here) or math.isinf(history[0][0])):
+        if history and not (math.isinf(here) or math.isinf(history[0][0])):
             x = _unipc_step(process, before, history, times[step - 1], start, corrector=estimate.x0)
         history = [(here, estimate.x0), *history][:order]
         history = [(value, x0) for value, x0 in history if not math.isinf(value)] or history
@@ -290,7 +290,10 @@ def unipc_sample(
             x = _towards(process, x, estimate.x0, start, end)
         else:
             x = _unipc_step(process, x, history, start, end)
-        x = run.finish(step, x)
+        finished = run.finish(step, x)
+        if finished is not x:  # there is nothing left to correct
+            history = []
+        x = finished
     return x
 
 

@@ -32,7 +32,8 @@ class SamplingStep(NamedTuple):
     evaluations: int
 
 
-Callback = Callable[[SamplingStep], None]
+#: a tensor that it returns takes the place of the sample
+Callback = Callable[[SamplingStep], object]
 #: number of a step, from 0 on -> standard normal noise (B, C, H, W)
 NoiseOfStep = Callable[[int], Tensor]
 
@@ -43,7 +44,10 @@ class NonFiniteSampleError(FloatingPointError):
     Attributes:
         step: the step that gave it, from 1 on.
         rows: places in the batch of the samples that have one.
+        finished: what a pipeline had finished before, if anything.
     """
+
+    finished: object = None
 
     def __init__(self, step: int, num_steps: int, rows: list[int]) -> None:
         self.step, self.rows = step, rows
@@ -93,14 +97,16 @@ class Run:
         return d_alpha * estimate.x0 + d_sigma * estimate.noise
 
     def finish(self, number: int, x: Tensor) -> Tensor:
-        """Note that a step, counted from 0, has given x."""
+        """Note that a step, counted from 0, has given x; x, or what the callback puts in its place."""
         if not torch.isfinite(x).all():
             rows = (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero().flatten().tolist()
             raise NonFiniteSampleError(number + 1, self.num_steps, rows)
-        if self.callback is not None:
-            x0 = x if self.last is None else self.last.x0
-            self.callback(SamplingStep(number + 1, self.num_steps, self.times[number + 1], x, x0, self.evaluations))
-        return x
+        if self.callback is None:
+            return x
+        x0 = x if self.last is None else self.last.x0
+        time = self.times[number + 1]
+        replaced = self.callback(SamplingStep(number + 1, self.num_steps, time, x, x0, self.evaluations))
+        return replaced if isinstance(replaced, Tensor) else x
 
 
 def grid(

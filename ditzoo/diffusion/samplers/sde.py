@@ -51,7 +51,7 @@ def euler_maruyama_sample(
 
     Raises:
         ValueError: for an unknown choice, or a w that is infinite at the first time.
-        TypeError: for a process whose noise levels are a table.
+        TypeError: for a step count that is no integer, or a process whose noise levels are a table.
     """
 
     def step(sde: _ReverseSDE, run: Run, x: Tensor, start: float, end: float, noise: Tensor) -> Tensor:
@@ -59,7 +59,8 @@ def euler_maruyama_sample(
         return x + drift + math.sqrt(2 * w * abs(end - start)) * noise
 
     sde = _ReverseSDE(process, diffusion, diffusion_norm)
-    times = _times(process, num_inference_steps, times, last_step, last_step_size)
+    if times is None:
+        times = sde_times(process, num_inference_steps, last_step, last_step_size)
     return _solve(step, sde, model, process, x, y, times, last_step, step_noise, callback)
 
 
@@ -88,7 +89,8 @@ def heun_maruyama_sample(
         return x + (first + second) / 2
 
     sde = _ReverseSDE(process, diffusion, diffusion_norm)
-    times = _times(process, num_inference_steps, times, last_step, last_step_size)
+    if times is None:
+        times = sde_times(process, num_inference_steps, last_step, last_step_size)
     return _solve(step, sde, model, process, x, y, times, last_step, step_noise, callback)
 
 
@@ -134,17 +136,20 @@ class _ReverseSDE:
         return -estimate.noise / self.process.level(t)[1]
 
 
-def _times(
-    process: Process,
-    num_steps: int,
-    times: Sequence[float] | None,
-    last_step: LastStep | None,
-    last_step_size: float,
+def sde_times(
+    process: Process, num_steps: int, last_step: LastStep | None = "mean", last_step_size: float = 0.04
 ) -> list[float]:
-    if last_step is not None and last_step not in get_args(LastStep):
-        raise ValueError(f"unknown last_step {last_step!r}; choose mean, tweedie, euler or None.")
-    if times is not None or not isinstance(process, FlowMatching) or last_step is None:
-        return grid(process, num_steps, times, final_step=last_step is not None and process.has_final_step)
+    """The times of a stochastic sampler, its last step included.
+
+    Raises:
+        ValueError: for an unknown last step, a size outside (0, 1) or too few steps.
+        TypeError: for a number of steps that is no integer.
+    """
+    _check_last_step(last_step)
+    if not isinstance(process, FlowMatching):
+        return process.times(num_steps, final_step=last_step is not None)
+    if last_step is None:
+        return process.times(num_steps)
     check_steps(num_steps)
     if not 0 < last_step_size < process.data - process.start:
         raise ValueError(f"last_step_size must lie between 0 and 1, got {last_step_size}.")
@@ -154,6 +159,11 @@ def _times(
     return [*noisy, process.data]
 
 
+def _check_last_step(last_step: object) -> None:
+    if last_step is not None and last_step not in get_args(LastStep):
+        raise ValueError(f"unknown last_step {last_step!r}; choose mean, tweedie, euler or None.")
+
+
 def _solve(
     step: Callable[[_ReverseSDE, Run, Tensor, float, float, Tensor], Tensor],
     sde: _ReverseSDE,
@@ -161,11 +171,13 @@ def _solve(
     process: Process,
     x: Tensor,
     y: Tensor | None,
-    times: list[float],
+    times: Sequence[float],
     last_step: LastStep | None,
     step_noise: NoiseOfStep | None,
     callback: Callback | None,
 ) -> Tensor:
+    _check_last_step(last_step)
+    times = grid(process, 0, times)
     run = Run(model, process, y, times, callback)
     for number, (start, end) in enumerate(itertools.pairwise(times)):
         if number + 1 < run.num_steps or last_step is None:

@@ -1,0 +1,495 @@
+"""Model, recipe, sampler and codec together: labels in, images out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from ditzoo.diffusion import (
+    NonFiniteSampleError,
+    Process,
+    SamplingStep,
+    StepNoise,
+    get_sampler,
+    guide,
+    make_process,
+    sample_labels,
+    sample_noise,
+)
+from ditzoo.diffusion.guidance import Denoiser
+from ditzoo.diffusion.samplers import SAMPLERS
+from ditzoo.media import Codec, LabelNames, PixelCodec, channels_last, load_codec, to_uint8
+from ditzoo.models import DiffusionTransformer
+from ditzoo.pipeline.progress import progress_bar
+from ditzoo.pipeline.samples import Samples, joined
+from ditzoo.pipeline.settings import SETTINGS, settings_of
+from ditzoo.recipe import Guidance, Recipe, Sampler
+
+Output = Literal["images", "latents"]
+Frames = Literal["x0", "sample"]
+ClassLabels = int | str | Sequence[int | str] | Tensor
+#: (step, indices of the batch) -> None, or a tensor in the sample's place
+StepCallback = Callable[[SamplingStep, Sequence[int]], object]
+
+
+class Pipeline:
+    """Draws samples from a model as its recipe says.
+
+    Args:
+        model: any of the zoo; it is put into evaluation mode and stays where and in the precision that it is.
+        recipe: of its weights.
+        codec: of its latents; where None, pixels, or the recipe's autoencoder, loaded when an image is first decoded.
+        label_names: of its classes; ImageNet's where None and the model has 1,000 classes.
+        weak_model: for autoguidance, a smaller or less trained model of the same data.
+        name: of the weights, in messages.
+
+    Raises:
+        ValueError: where recipe and model contradict each other, or the codec does not fit the model's channels.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionTransformer,
+        recipe: Recipe,
+        codec: Codec | None = None,
+        *,
+        label_names: LabelNames | Sequence[str] | None = None,
+        weak_model: DiffusionTransformer | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.model, self.recipe, self.weak_model = model.eval(), recipe, weak_model
+        self.name = name or type(model).__name__
+        if label_names is None and model.num_classes == 1000:
+            label_names = LabelNames.imagenet()
+        if label_names is not None and not isinstance(label_names, LabelNames):
+            label_names = LabelNames(label_names)
+        if label_names is not None and len(label_names) != model.num_classes:
+            raise ValueError(f"there are names of {len(label_names)} classes, but the model has {model.num_classes}.")
+        self.label_names = label_names
+        self._check_variance()
+        if codec is None and recipe.latent_codec is None:
+            codec = PixelCodec(model.in_channels)
+        if codec is not None:
+            codec.check_fits(model.in_channels)
+        self._codec = codec
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        checkpoint: str | Path | None = None,
+        codec: Codec | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Pipeline:
+        """The pipeline of published or saved weights.
+
+        Args:
+            name_or_path: a tagged name of the registry, such as `"dit_ti_2.digits"`, or a folder that
+                `save_pretrained` wrote.
+            checkpoint: the authors' file, for tagged names whose weights are not packaged with ditzoo.
+            codec: instead of the recipe's.
+            device: where it computes.
+            dtype: of the weights; noise and samples stay in float32.
+
+        Raises:
+            ValueError: for an unknown name, or a folder without a model.
+            RuntimeError: for weights that neither come with ditzoo nor are given; the message says where they are.
+            OSError: for a file that cannot be read.
+        """
+        from ditzoo.pipeline.storage import load_pipeline
+
+        return load_pipeline(cls, name_or_path, checkpoint=checkpoint, codec=codec, device=device, dtype=dtype)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `model.safetensors` and `config.json`: all that `from_pretrained` needs, the codec's weights excepted.
+
+        Raises:
+            OSError: where the folder cannot be written; it is left as it was.
+        """
+        from ditzoo.pipeline.storage import save_pipeline
+
+        save_pipeline(self, folder)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
+        """Move the models; returns the pipeline."""
+        for model in (self.model, self.weak_model):
+            if model is not None:
+                model.to(device=device, dtype=dtype)
+        return self
+
+    @property
+    def codec(self) -> Codec:
+        """Of the latents; loaded when first asked for.
+
+        Raises:
+            OSError: where the recipe's autoencoder cannot be loaded; the message says what to do offline.
+            ValueError: where it does not fit the model's channels.
+        """
+        if self._codec is None:
+            assert self.recipe.latent_codec is not None
+            codec = load_codec(
+                self.recipe.latent_codec,
+                scale=self.recipe.latent_scale,
+                shift=self.recipe.latent_shift,
+                device=self.model.device,
+            )
+            codec.check_fits(self.model.in_channels)
+            self._codec = codec
+        return self._codec
+
+    @codec.setter
+    def codec(self, codec: Codec) -> None:
+        codec.check_fits(self.model.in_channels)
+        self._codec = codec
+
+    def get_label_ids(self, names: str | Sequence[str]) -> list[int]:
+        """Classes by name, as diffusers' DiTPipeline has it.
+
+        Raises:
+            ValueError: for an unknown name (the nearest are suggested) or one of several classes (they are listed).
+        """
+        if self.label_names is None:
+            raise ValueError(f"the classes of {self.name} have no names; give numbers from 0 on, or label_names=.")
+        return self.label_names.get_label_ids(names)
+
+    def __call__(
+        self,
+        class_labels: ClassLabels | None = None,
+        *,
+        num_images: int | None = None,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int = 64,
+        output: Output = "images",
+        latents: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+        guidance: Guidance | None = None,
+        sampler_options: Mapping[str, Any] | None = None,
+        frames: Frames | None = None,
+        callback: StepCallback | None = None,
+        progress: bool | None = None,
+    ) -> Samples:
+        """Draw samples.
+
+        Args:
+            class_labels: numbers or names; None draws classes at random, the same ones for the same seed. The model's
+                null label gives unconditional samples.
+            num_images: sample i gets label i, in turn, up to this many; one image a label where None.
+            guidance_scale: in the convention of the weights' recipe; its own where None.
+            num_inference_steps: of the sampler; the recipe's where None.
+            sampler: one of `recipe.samplers`.
+            seed: sample i of a seed is the same in every batch and on every number of processes, up to rounding.
+            first_index: number of the first sample.
+            batch_size: samples at a time.
+            output: `"images"`, or `"latents"` alone, without the codec.
+            latents: (N, C, H, W) standard normal noise to start from, instead of the seed's.
+            size: height and width of the images in pixels; the trained one where None.
+            guidance: all of it, instead of a scale.
+            sampler_options: of the sampler, such as `{"eta": 1.0}`.
+            frames: also keep images after each step: `"x0"`, the estimates of the clean image, or `"sample"`.
+            callback: called after each step with a `SamplingStep` and the batch's indices.
+            progress: show a bar with the time left; where None, on a terminal.
+
+        Returns:
+            Samples, on the CPU.
+
+        Raises:
+            ValueError: for unknown labels, options out of range or in contradiction.
+            TypeError: for an option that the sampler does not have.
+            NonFiniteSampleError: at the first value that is no number; its `finished` holds the batches before.
+
+        Warns:
+            UserWarning: for a guidance scale that looks like one of another convention.
+        """
+        settings = self.settings(
+            {
+                "sampler": sampler,
+                "num_inference_steps": num_inference_steps,
+                "guidance_scale": guidance_scale,
+                "guidance": guidance,
+                "sampler_options": sampler_options,
+            }
+        )
+        if num_images is None and latents is not None and class_labels is None:
+            num_images = len(latents)
+        labels, count = self.labels(class_labels, num_images, seed, first_index)
+        if latents is not None:
+            self._check_latents(latents, count)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}.")
+        shape = self.latent_shape(size)
+        parts: list[Samples] = []
+        with progress_bar(progress, count, settings.num_inference_steps) as report:
+            for start in range(0, count, batch_size):
+                chosen = range(start, min(start + batch_size, count))
+                indices = [first_index + place for place in chosen]
+                noise = sample_noise(seed, indices, shape) if latents is None else latents[chosen.start : chosen.stop]
+
+                def on_step(step: SamplingStep, indices: list[int] = indices) -> object:
+                    report(indices[-1] + 1 - first_index, len(indices), step)
+                    return None if callback is None else callback(step, indices)
+
+                batch = self._batch(settings, labels, chosen, indices, seed, noise, output, frames, on_step, parts)
+                parts.append(batch)
+        return joined(parts)
+
+    def settings(self, options: Mapping[str, Any]) -> Recipe:
+        """The recipe with what the options of a call change in it; others are left out. Errors as in a call."""
+        return settings_of(self.recipe, self.model, **{key: options.get(key) for key in SETTINGS})
+
+    def _batch(
+        self,
+        settings: Recipe,
+        labels: Tensor | None,
+        chosen: range,
+        indices: list[int],
+        seed: int,
+        noise: Tensor,
+        output: Output,
+        frames: Frames | None,
+        on_step: Callable[[SamplingStep], object],
+        finished: list[Samples],
+    ) -> Samples:
+        kept: list[Tensor] = []
+
+        def remember(step: SamplingStep) -> object:
+            if frames is not None:
+                kept.append((step.x0 if frames == "x0" else step.sample).cpu())
+            return on_step(step)
+
+        y = None if labels is None else labels[chosen.start : chosen.stop]
+        try:
+            run = self.denoise(settings, noise, y, seed=seed, indices=indices, callback=remember)
+        except NonFiniteSampleError as error:
+            error.finished = joined(finished) if finished else None
+            raise
+        return Samples(
+            latents=run.latents,
+            pixels=self.decode(run.latents, settings) if output == "images" else None,
+            labels=y,
+            seed=seed,
+            indices=indices,
+            recipe=settings,
+            evaluations=run.evaluations,
+            forward_passes=run.rows / len(indices),
+            frames=[self.decode(frame, settings) for frame in kept],
+            label_names=self.label_names,
+        )
+
+    @torch.inference_mode()
+    def denoise(
+        self,
+        settings: Recipe,
+        noise: Tensor,
+        y: Tensor | None,
+        *,
+        seed: int,
+        indices: Sequence[int],
+        times: Sequence[float] | None = None,
+        start: Tensor | None = None,
+        callback: Callable[[SamplingStep], object] | None = None,
+        mixture: tuple[Sequence[Tensor], Tensor] | None = None,
+    ) -> Denoised:
+        """One batch from noise to latents: what everything that samples goes through.
+
+        Args:
+            settings: a recipe.
+            noise: (B, C, H, W) standard normal.
+            y: (B,) labels or None.
+            seed: of the noise that the sampler adds.
+            indices: (B) numbers of the samples.
+            times: of the process, instead of the recipe's number of steps.
+            start: the sample at the first of these times, instead of noise.
+            callback: called after each step.
+            mixture: two tensors of labels (B,), and how much of the second's prediction each sample takes, (B,).
+        """
+        process = make_process(settings)
+        network = _Network(self.model)
+        guided = self._guided(network, settings, process)
+        if mixture is not None:
+            guided = _mixed(guided, *mixture)
+        x = (process.initial_sample(noise.float()) if start is None else start).to(self.model.device)
+        options: dict[str, Any] = {"num_inference_steps": settings.num_inference_steps, "callback": callback}
+        if times is not None:
+            options["times"] = times
+        if SAMPLERS[settings.sampler].takes_noise:
+            options["step_noise"] = StepNoise(seed, indices, x.shape[1:])
+        y = None if y is None else y.to(self.model.device)
+        latents = get_sampler(settings)(guided, process, x, y, **options)
+        return Denoised(latents.float().cpu(), network.calls, network.rows)
+
+    def _guided(self, network: _Network, settings: Recipe, process: Process) -> Denoiser:
+        weak = None
+        if settings.guidance.kind == "autoguidance" and self.weak_model is not None:
+            weak = _Network(self.weak_model.eval())
+        return guide(
+            network,
+            settings.guidance,
+            self.model.null_label,
+            num_train_timesteps=settings.num_train_timesteps,
+            process=process,
+            weak_model=weak,
+        )
+
+    def decode(self, latents: Tensor, settings: Recipe | None = None, batch_size: int = 16) -> Any:
+        """(N, H, W, C) uint8 images of latents (N, C, H, W)."""
+        rule = (settings or self.recipe).pixel_rule
+        batches = [self.codec.decode(part).float().cpu() for part in latents.split(batch_size)]
+        return channels_last(to_uint8(torch.cat(batches), rule))
+
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of an image of this size in pixels.
+
+        Raises:
+            ValueError: for a size that the codec or the patches do not divide.
+        """
+        model = self.model
+        if size is None:
+            return model.in_channels, model.input_size, model.input_size
+        factor = self.codec.downsampling
+        if any(side < 1 or side % factor for side in size):
+            raise ValueError(f"image sides must be multiples of {factor} pixels, got {size[0]}x{size[1]}.")
+        height, width = (side // factor for side in size)
+        model.token_grid(height, width)
+        return model.in_channels, height, width
+
+    def labels(
+        self, class_labels: ClassLabels | None, num_images: int | None, seed: int = 0, first_index: int = 0
+    ) -> tuple[Tensor | None, int]:
+        """The label of each sample, (N,) int64, and N. Arguments and errors as in a call."""
+        classes = self.model.num_classes
+        if num_images is not None and num_images < 1:
+            raise ValueError(f"num_images must be 1 or more, got {num_images}.")
+        if classes == 0:
+            if class_labels is not None:
+                raise ValueError(f"{self.name} is unconditional and takes no class_labels; give num_images.")
+            return None, num_images or 1
+        if class_labels is None:
+            count = num_images or 1
+            return sample_labels(seed, range(first_index, first_index + count), classes), count
+        given = [self._label(label) for label in _listed(class_labels)]
+        if not given:
+            raise ValueError("class_labels is empty; give numbers or names, or None for random classes.")
+        count = num_images or len(given)
+        return torch.tensor([given[(first_index + place) % len(given)] for place in range(count)]), count
+
+    def _label(self, label: int | str) -> int:
+        if isinstance(label, str):
+            return self.get_label_ids([label])[0]
+        if isinstance(label, bool) or not isinstance(label, int):
+            raise TypeError(f"a class label is a number or a name, got {label!r}.")
+        most, null = self.model.num_label_rows - 1, self.model.null_label
+        if not 0 <= label <= most:
+            extra = f" ({null} is the null label)" if null is not None else "; it has no null label"
+            raise ValueError(f"there is no class {label}: {self.name} takes labels from 0 to {most}{extra}.")
+        return label
+
+    def _check_latents(self, latents: Tensor, count: int) -> None:
+        channels = self.model.in_channels
+        if latents.ndim != 4 or latents.shape[0] != count or latents.shape[1] != channels:
+            raise ValueError(
+                f"latents have shape {tuple(latents.shape)}; give standard normal noise of shape ({count}, {channels}, "
+                "H, W), one a sample."
+            )
+
+    def _check_variance(self) -> None:
+        learned, doubled = self.recipe.variance == "learned_range", self.model.out_channels > self.model.in_channels
+        if learned and not doubled:
+            raise ValueError(
+                f"the recipe samples with a learned variance, and {self.name} predicts none (learn_sigma=False); use "
+                "dataclasses.replace(recipe, variance='fixed_large', loss='mse')."
+            )
+
+    # Editing: see `ditzoo.pipeline.editing`.
+
+    def image_to_image(
+        self, images: Any, class_labels: ClassLabels, *, strength: float = 0.6, **options: Any
+    ) -> Samples:
+        """Samples that keep the coarse layout of given images (arXiv:2108.01073).
+
+        Args:
+            images: (N, C, H, W) in [-1, 1], or PIL images.
+            class_labels: as in a call.
+            strength: how much of the way from noise is walked again, in (0, 1]; 1 ignores the images.
+            options: as in a call.
+        """
+        from ditzoo.pipeline.editing import image_to_image
+
+        return image_to_image(self, images, class_labels, strength=strength, **options)
+
+    def inpaint(self, images: Any, mask: Any, class_labels: ClassLabels, **options: Any) -> Samples:
+        """Fill in the masked part of given images (section 3 of arXiv:2201.09865, without resampling).
+
+        Args:
+            images: (N, C, H, W) in [-1, 1], or PIL images.
+            mask: (H, W) or (N, H, W) in pixels, true or 1 where to paint; or PIL images, white where to paint.
+            class_labels: as in a call.
+            options: as in a call.
+        """
+        from ditzoo.pipeline.editing import inpaint
+
+        return inpaint(self, images, mask, class_labels, **options)
+
+    def invert(self, images: Any, class_labels: ClassLabels | None = None, **options: Any) -> Any:
+        """The noise that a deterministic sampler turns into given images, and the error of the round trip: see
+        `ditzoo.pipeline.editing.invert`."""
+        from ditzoo.pipeline.editing import invert
+
+        return invert(self, images, class_labels, **options)
+
+    def interpolate(self, class_labels: tuple[int | str, int | str], **options: Any) -> Samples:
+        """Samples on the way from one class and noise to another: see `ditzoo.pipeline.editing.interpolate`."""
+        from ditzoo.pipeline.editing import interpolate
+
+        return interpolate(self, class_labels, **options)
+
+
+class Denoised:
+    """A denoised batch.
+
+    Attributes:
+        latents: (B, C, H, W) float32 on the CPU.
+        evaluations: calls of the network.
+        rows: samples that went through it, all calls together.
+    """
+
+    def __init__(self, latents: Tensor, evaluations: int, rows: int) -> None:
+        self.latents, self.evaluations, self.rows = latents, evaluations, rows
+
+
+class _Network:
+    """The model in its own precision, for samples in theirs; counts what goes through it."""
+
+    def __init__(self, model: DiffusionTransformer) -> None:
+        self.model = model
+        self.calls = self.rows = 0
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        self.calls += 1
+        self.rows += x.shape[0]
+        return cast(Tensor, self.model(x.to(self.model.dtype), t, y)).to(x.dtype)
+
+
+def _mixed(model: Denoiser, labels: Sequence[Tensor], weights: Tensor) -> Denoiser:
+    """Predictions for two labels each, mixed."""
+
+    def mixed(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        first, last = (model(x, t, ends.to(x.device)) for ends in labels)
+        return torch.lerp(first, last, weights.to(x).view(-1, 1, 1, 1))
+
+    return mixed
+
+
+def _listed(class_labels: ClassLabels) -> Iterable[int | str]:
+    if isinstance(class_labels, Tensor):
+        return cast(list[int], class_labels.flatten().tolist())
+    return [class_labels] if isinstance(class_labels, int | str) else class_labels
