@@ -177,6 +177,8 @@ class Recipe:
             raise TypeError(
                 f"guidance must be a Guidance, got {self.guidance!r}; Recipe.from_dict() takes plain dicts."
             )
+        if not isinstance(self.sampler_options, Mapping):
+            raise TypeError(f"sampler_options must be a mapping of names to values, got {self.sampler_options!r}.")
         object.__setattr__(self, "sampler_options", dict(self.sampler_options))
         self._check_numbers()
         self._check_prediction()
@@ -302,8 +304,11 @@ class Recipe:
 
         Raises:
             ValueError: for a key that no recipe has, or a value out of range.
+            TypeError: for a value of the wrong type.
         """
         guidance = values.get("guidance", {})
+        if not isinstance(guidance, Mapping):
+            raise TypeError(f"guidance must be a mapping of names to values, got {guidance!r}.")
         unknown = set(values) - {f.name for f in fields(cls)} | set(guidance) - {f.name for f in fields(Guidance)}
         if unknown:
             raise ValueError(f"unknown recipe entries: {', '.join(sorted(unknown))}.")

@@ -44,8 +44,7 @@ class ModelInfo:
         licence: of those weights; None for a bare name.
         data: what they were trained on; None for a bare name.
         recipe: how the authors train and sample these weights; for a bare name, the published weights of its size or
-            else of its family. None for a model registered without one. It may name a sampler that this release does
-            not have.
+            else of its family. None for a model registered without one. That of a tag names licence and source.
         unused: weights that the state dict has, as the original's does, and that change no output.
     """
 
@@ -194,6 +193,9 @@ def _model_info(name: str) -> ModelInfo:
     architecture = entry.architecture
     with torch.device("meta"):
         model = architecture.model_cls(**_config(architecture, checkpoint))
+    recipe = (checkpoint.recipe if checkpoint else None) or entry.recipe
+    if recipe is not None and checkpoint is not None:
+        recipe = replace(recipe, licence=checkpoint.licence, source=checkpoint.source)
     return ModelInfo(
         name=name,
         family=entry.family,
@@ -208,7 +210,7 @@ def _model_info(name: str) -> ModelInfo:
         source=checkpoint.source if checkpoint else None,
         licence=checkpoint.licence if checkpoint else None,
         data=checkpoint.data if checkpoint else None,
-        recipe=(checkpoint.recipe if checkpoint else None) or entry.recipe,
+        recipe=recipe,
         unused=tuple(model.unused_weights()),
     )
 

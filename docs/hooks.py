@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -295,7 +295,7 @@ def _by_family_and_cost(names: Iterable[str]) -> list[str]:
 def _recipe(name: str) -> Recipe:
     recipe = ditzoo.model_info(name).recipe
     assert recipe is not None, f"{name} has no recipe"
-    return recipe
+    return replace(recipe, licence=None, source=None)  # which differ between weights that are sampled alike
 
 
 def _schedule(recipe: Recipe) -> str:

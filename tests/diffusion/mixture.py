@@ -1,6 +1,6 @@
 """A Gaussian mixture, for which the best denoiser, and so everything that samplers should give, is known.
 
-Letters in shape comments: B batch, K components. Points have two coordinates, which stand in for channels: (B, 2, 1, 1).
+Letters in shape comments: B batch, K components. Points have two coordinates, in the place of channels: (B, 2, 1, 1).
 """
 
 from __future__ import annotations
