@@ -85,8 +85,7 @@ class Process:
     def __init__(self, prediction: Prediction, time_scale: float = 1.0, time_offset: float = 0.0) -> None:
         if prediction not in self.predictions:
             raise ValueError(
-                f"a {type(self).__name__} has no prediction {prediction!r}; choose one of "
-                f"{', '.join(self.predictions)}."
+                f"{type(self).__name__} has no prediction {prediction!r}; choose one of {', '.join(self.predictions)}."
             )
         self.prediction: Prediction = prediction
         self.time_scale = time_scale

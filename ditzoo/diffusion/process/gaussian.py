@@ -64,9 +64,9 @@ class GaussianDiffusion(Process):
         self.alphas_cumprod_next = torch.cat([self.alphas_cumprod[1:], zero])
         self.betas = 1 - self.alphas_cumprod / self.alphas_cumprod_prev
         self.posterior_variance = self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
-        self.posterior_log_variance_clipped = torch.cat(
-            [self.posterior_variance[1:2], self.posterior_variance[1:]]
-        ).log()
+        # In place of the first, which is 0; a single timestep has nothing but its beta.
+        self._second = self.posterior_variance[1:2] if self.num_timesteps > 1 else self.betas
+        self.posterior_log_variance_clipped = torch.cat([self._second, self.posterior_variance[1:]]).log()
         self.posterior_mean_coef1 = self.betas * self.alphas_cumprod_prev.sqrt() / (1 - self.alphas_cumprod)
         self.posterior_mean_coef2 = (1 - self.alphas_cumprod_prev) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
         self._log_alphas = torch.cat([zero, 0.5 * self.alphas_cumprod.log()])  # entry t + 1 is timestep t
@@ -148,7 +148,7 @@ class GaussianDiffusion(Process):
         if variance == "fixed_small":
             return smallest.expand_as(x)
         if variance == "fixed_large":
-            large = torch.cat([self.posterior_variance[1:2], self.betas[1:]]).log()
+            large = torch.cat([self._second, self.betas[1:]]).log()
             return self._at(large, t).expand_as(x)
         if learned.shape != x.shape:
             raise ValueError(
