@@ -30,9 +30,10 @@ def exact(t: Tensor) -> Tensor:
     return t.cpu().double() if t.device.type == "mps" else t.double()
 
 
-def as_factor(values: Tensor, t: Tensor) -> Tensor:
-    """Values at times t (B,) as float32 factors of a batch, (B, 1, 1, 1) on t's device."""
-    return values.float().to(t.device).view(-1, 1, 1, 1)
+def as_factor(values: Tensor, t: Tensor, x: Tensor | None = None) -> Tensor:
+    """Values at times t (B,) as factors of a batch x, (B, 1, 1, 1) on t's device: float64 if x is, float32 else."""
+    dtype = torch.float64 if x is not None and x.dtype == torch.float64 else torch.float32
+    return values.to(dtype).to(t.device).view(-1, 1, 1, 1)
 
 
 def check_steps(num_steps: object) -> None:
@@ -131,16 +132,16 @@ class Process:
         """sigma / alpha at one time."""
         return math.exp(-self.log_snr(t))
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise levels at times t (B,), float32 of shape (B, 1, 1, 1) on t's device."""
+    def alpha_sigma(self, t: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Signal and noise levels at times t (B,), (B, 1, 1, 1) on t's device, float64 if x is, float32 else."""
         alpha, sigma = self.levels(exact(t))
-        return as_factor(alpha, t), as_factor(sigma, t)
+        return as_factor(alpha, t, x), as_factor(sigma, t, x)
 
     # From data to noise.
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t from x0 and noise, (B, C, H, W), at times t (B,)."""
-        alpha, sigma = self.alpha_sigma(t)
+        alpha, sigma = self.alpha_sigma(t, x0)
         return alpha * x0 + sigma * noise
 
     def initial_sample(self, noise: Tensor) -> Tensor:
@@ -177,14 +178,14 @@ class Process:
             return noise
         if self.prediction == "sample":
             return x0
-        alpha, sigma = self.alpha_sigma(t)
+        alpha, sigma = self.alpha_sigma(t, x0)
         if self.prediction == "v_prediction":
             return alpha * noise - sigma * x0
         raise TypeError(f"{type(self).__name__} has no target for prediction {self.prediction!r}.")
 
     def denoise(self, x: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Both x0 and noise, as implied by x_t at times t (B,) and the network's prediction."""
-        return self._split(x, prediction, *self.alpha_sigma(t))
+        return self._split(x, prediction, *self.alpha_sigma(t, x))
 
     def estimate(self, x: Tensor, output: Tensor, t: float) -> Estimate:
         """Both, for a batch at one time, in the precision of x: what samplers call."""

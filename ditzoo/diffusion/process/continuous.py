@@ -42,7 +42,7 @@ class ContinuousVP(Process):
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_alpha = -0.5 * self.beta_min * t - 0.25 * (self.beta_max - self.beta_min) * t**2
-        return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+        return log_alpha.exp(), torch.expm1(2 * log_alpha).abs().sqrt()
 
     def derivatives(self, t: float) -> tuple[float, float]:
         alpha, sigma = self.level(t)
@@ -110,7 +110,7 @@ class FlowMatching(Process):
         if self.path == "gvp":
             return torch.sin(math.pi / 2 * t), torch.sin(math.pi / 2 * (1 - t))  # cos, exactly 0 at t = 1
         log_alpha = -((1 - t) ** 2) * 19.9 / 4 - (1 - t) * 0.05
-        return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+        return log_alpha.exp(), torch.expm1(2 * log_alpha).abs().sqrt()
 
     def derivatives(self, t: float) -> tuple[float, float]:
         d_alpha, d_sigma = self._derivatives(torch.tensor(t, dtype=torch.float64))
@@ -140,12 +140,12 @@ class FlowMatching(Process):
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         if self.prediction == "velocity":
             return self.velocity(x0, noise, t)
-        _, sigma = self.alpha_sigma(t)
+        _, sigma = self.alpha_sigma(t, x0)
         return noise if self.prediction == "epsilon" else -noise / sigma
 
     def velocity(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """dx_t / dt, (B, C, H, W)."""
-        d_alpha, d_sigma = (as_factor(d, t) for d in self._derivatives(exact(t)))
+        d_alpha, d_sigma = (as_factor(d, t, x0) for d in self._derivatives(exact(t)))
         return d_alpha * x0 + d_sigma * noise
 
     def sbdm(self, t: Tensor) -> Tensor:
@@ -156,8 +156,8 @@ class FlowMatching(Process):
     def denoise(self, x: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         if self.prediction != "velocity":
             return super().denoise(x, prediction, t)
-        derivatives = (as_factor(d, t) for d in self._derivatives(exact(t)))
-        return _solve_velocity(x, prediction, *self.alpha_sigma(t), *derivatives)
+        derivatives = (as_factor(d, t, x) for d in self._derivatives(exact(t)))
+        return _solve_velocity(x, prediction, *self.alpha_sigma(t, x), *derivatives)
 
     def _split_at(self, x: Tensor, prediction: Tensor, t: float) -> tuple[Tensor, Tensor]:
         if self.prediction != "velocity":

@@ -87,13 +87,13 @@ class GaussianDiffusion(Process):
         place = (t + 1).clamp(min=0)
         lower = place.floor().long().clamp(max=self.num_timesteps - 1)
         log_alpha = torch.lerp(log_alphas[lower], log_alphas[lower + 1], place - lower)
-        return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+        return log_alpha.exp(), torch.expm1(2 * log_alpha).abs().sqrt()
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def alpha_sigma(self, t: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if t.is_floating_point():
-            return super().alpha_sigma(t)
+            return super().alpha_sigma(t, x)
         alpha, sigma = self.levels(t if t.device.type != "mps" else t.cpu())
-        return as_factor(alpha, t), as_factor(sigma, t)
+        return as_factor(alpha, t, x), as_factor(sigma, t, x)
 
     def time_at(self, log_snr: float) -> float:
         wanted = -0.5 * math.log1p(math.exp(-2 * log_snr))  # log(alpha)
@@ -119,8 +119,8 @@ class GaussianDiffusion(Process):
 
     def posterior(self, x0: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (B, C, H, W) and clipped log-variance (B, 1, 1, 1) of q(x_{t-1} | x_t, x0) at timesteps t (B,)."""
-        mean = self._at(self.posterior_mean_coef1, t) * x0 + self._at(self.posterior_mean_coef2, t) * x
-        return mean, self._at(self.posterior_log_variance_clipped, t)
+        mean = self._at(self.posterior_mean_coef1, t, x) * x0 + self._at(self.posterior_mean_coef2, t, x) * x
+        return mean, self._at(self.posterior_log_variance_clipped, t, x)
 
     def reverse_step(self, x: Tensor, output: Tensor, t: Tensor, *, clip_sample: bool = False) -> ReverseStep:
         """p(x_{t-1} | x_t) as the network's output has it, at timesteps t (B,).
@@ -149,7 +149,7 @@ class GaussianDiffusion(Process):
             return smallest.expand_as(x)
         if variance == "fixed_large":
             large = torch.cat([self._second, self.betas[1:]]).log()
-            return self._at(large, t).expand_as(x)
+            return self._at(large, t, x).expand_as(x)
         if learned.shape != x.shape:
             raise ValueError(
                 f"the recipe's variance is learned, and the model returned {learned.shape[1]} channels for it where x "
@@ -158,11 +158,11 @@ class GaussianDiffusion(Process):
         if self.num_timesteps == 1:
             raise ValueError("a learned variance needs 2 timesteps or more; sample with more steps, or with 'ddim'.")
         share = (learned + 1) / 2
-        return share * self._at(self.betas.log(), t) + (1 - share) * smallest
+        return share * self._at(self.betas.log(), t, x) + (1 - share) * smallest
 
-    def _at(self, table: Tensor, t: Tensor) -> Tensor:
-        """Entries of a float64 table at t (B,), float32 (B, 1, 1, 1) on t's device."""
-        return as_factor(table[t.cpu()], t)
+    def _at(self, table: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        """Entries of a float64 table at t (B,) as factors of x."""
+        return as_factor(table[t.cpu()], t, x)
 
     def integer_times(self, num_steps: int) -> list[float]:
         """The whole timesteps of DDPM's and DDIM's samplers, spread by `space_timesteps`, noise first, data last; a

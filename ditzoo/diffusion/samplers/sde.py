@@ -50,7 +50,7 @@ def euler_maruyama_sample(
         last_step_size: length of a flow's last step; other processes go from their last time to the data.
 
     Raises:
-        ValueError: for an unknown choice, or a w that is infinite at the first time.
+        ValueError: for an unknown choice, or a w or drift that is infinite at the first or last time.
         TypeError: for a step count that is no integer, or a process whose noise levels are a table.
     """
 
@@ -126,14 +126,23 @@ class _ReverseSDE:
     def drift(self, run: Run, x: Tensor, start: float, end: float) -> tuple[Tensor, float]:
         """What the drift at `start` adds on the way to `end`, and w: one evaluation."""
         estimate, w = run.estimate(x, start), self.w(start)
-        return self.velocity(estimate, start) * (end - start) + w * abs(end - start) * self.score(estimate, start), w
+        pull = self._w_over_sigma(start, w) * abs(end - start) * estimate.noise  # w times the score -noise / sigma
+        return self.velocity(estimate, start) * (end - start) - pull, w
 
     def velocity(self, estimate: Estimate, t: float) -> Tensor:
         d_alpha, d_sigma = self.process.derivatives(t)
         return d_alpha * estimate.x0 + d_sigma * estimate.noise
 
-    def score(self, estimate: Estimate, t: float) -> Tensor:
-        return -estimate.noise / self.process.level(t)[1]
+    def _w_over_sigma(self, t: float, w: float) -> float:
+        if self.form == "sigma":
+            return self.norm
+        sigma = self.process.level(t)[1]
+        if sigma == 0:
+            raise ValueError(
+                f"the drift of diffusion {self.form!r} is infinite at time {t:g}, where there is no noise; choose "
+                "last_step='mean', diffusion='sigma', or times that end earlier."
+            )
+        return w / sigma
 
 
 def sde_times(
