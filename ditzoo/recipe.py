@@ -287,6 +287,14 @@ class Recipe:
         return self.schedule in _DISCRETE
 
     @property
+    def last_network_time(self) -> float:
+        """The largest time that networks are told."""
+        if self.schedule == "edm":
+            return math.log(_LATEST["edm"]) / 4
+        latest = self.num_train_timesteps - 1 if self.is_discrete else _LATEST[self.schedule]
+        return self.time_offset + self.time_scale * latest
+
+    @property
     def samplers(self) -> tuple[Sampler, ...]:
         """The samplers that go with this schedule."""
         return DISCRETE_SAMPLERS if self.is_discrete else CONTINUOUS_SAMPLERS
