@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 import ditzoo
+from ditzoo.diffusion import SAMPLERS
 from ditzoo.metrics import MacCount, count_macs
-from ditzoo.recipe import Guidance, Recipe
+from ditzoo.recipe import CONTINUOUS_SAMPLERS, DISCRETE_SAMPLERS, Guidance, Recipe
 from ditzoo.summary import draw_blocks
 from ditzoo.summary.words import (
     UnusedGroup,
@@ -162,6 +163,26 @@ def recipe_table(family: str) -> str:
     return _table((*header, *masked), rows, right=set())
 
 
+def sampler_table() -> str:
+    """Every sampler: order, cost, the schedules that it goes with, its options and its source."""
+    rows = []
+    for name, info in SAMPLERS.items():
+        table, continuous = name in DISCRETE_SAMPLERS, name in CONTINUOUS_SAMPLERS
+        rows.append(
+            (
+                f"`{name}`",
+                info.title,
+                "" if info.order is None else str(info.order),
+                "adaptive" if info.evaluations is None else str(info.evaluations),
+                {(True, True): "all", (True, False): "discrete", (False, True): "continuous"}[table, continuous],
+                ", ".join(f"`{option}`" for option in info.options),
+                _linked(info.source),
+            )
+        )
+    header = ("sampler", "method", "order", "evaluations a step", "schedules", "options", "source")
+    return _table(header, rows, right={2, 3})
+
+
 def guidance_table() -> str:
     """Guidance and sampler of all published weights, as a recipe writes them."""
     names: dict[tuple[Guidance, str, int], list[str]] = {}
@@ -246,6 +267,7 @@ CONTENT: dict[str, Callable[..., str]] = {
         quick_table,
         recipe_table,
         result_table,
+        sampler_table,
         size_table,
         unused_table,
     )

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
@@ -23,9 +23,11 @@ import torch
 import ditzoo
 from ditzoo import cli
 from ditzoo.bench import QUICK
+from ditzoo.diffusion import SAMPLERS
 from ditzoo.metrics import count_macs
+from ditzoo.recipe import Loss, Prediction, Sampler, Schedule
 from ditzoo.weights.published import agrees
-from tests.golden_cases import golden_case, relative_error
+from tests.golden_cases import PROCESS_CASES, golden_case, process_case, relative_error
 from tests.zoo import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -88,6 +90,7 @@ def run_examples(page: str) -> tuple[dict[str, Any], list[tuple[str, str | None]
 
 def test_pages_have_examples():
     pages = {"README.md", "docs/index.md", "docs/quickstart.md", "docs/models.md", *FAMILY_PAGES.values()}
+    pages |= {"docs/processes.md", "docs/guidance.md"}
     assert pages <= set(WITH_EXAMPLES)
 
 
@@ -387,6 +390,40 @@ def test_recipe_tables_have_a_row_for_each_recipe():
     assert table.count("\n") == 7  # of nine weights, two of them twice
     assert hooks().recipe_table("mdt").count("s up to 3.8, power 4, first 3 channels") == 2
     assert "| 0.3 to 0.5 |" in hooks().recipe_table("mdt")
+
+
+def test_the_table_of_samplers_holds_every_one():
+    rows = [row.split(" | ") for row in hooks().sampler_table().splitlines()[2:]]
+    assert [row[0] for row in rows] == [f"| `{name}`" for name in SAMPLERS]
+    cells = {row[0].strip("| `"): row[1:] for row in rows}
+    assert cells["ddpm"][1:5] == ["", "1", "discrete", "`clip_sample`"]
+    assert cells["heun"][1:5] == ["2", "2", "continuous", "`spacing`"]
+    assert cells["dpmpp_2m"][1:5] == ["2", "1", "all", "`spacing`, `lower_order`"]
+    assert cells["dopri5"][1:5] == ["5", "adaptive", "continuous", "`rtol`, `atol`"]
+    assert "[arXiv:2006.11239](https://arxiv.org/abs/2006.11239), algorithm 2" in cells["ddpm"][5]
+
+
+def test_the_page_of_processes_counts_and_explains_every_choice():
+    text = text_of("docs/processes.md")
+    numbers = {"four": 4, "six": 6, "eight": 8, "thirteen": 13}
+    counted = re.search(r"(\w+) schedules, (\w+) kinds of prediction, (\w+) losses and (\w+)\s+samplers", text)
+    assert counted is not None
+    choices = (Schedule, Prediction, Loss, Sampler)
+    assert [numbers[word] for word in counted.groups()] == [len(get_args(choice)) for choice in choices]
+    for choice in get_args(Schedule) + get_args(Prediction) + get_args(Loss):
+        assert re.search(rf"^\| `{choice}` \|", text, re.MULTILINE), choice
+    outputs = sum(len(process_case(case).outputs) for case in PROCESS_CASES)
+    assert f"The {outputs} recorded outputs" in text
+
+
+def test_scales_of_the_guidance_page_convert():
+    rows = re.findall(r'^\| `"(dit|uvit)"` \| ([\d.| ]+) \|$', text_of("docs/guidance.md"), re.MULTILINE)
+    scales = {name: [float(cell) for cell in cells.split("|")] for name, cells in rows}
+    assert scales["dit"] == pytest.approx([1 + w for w in scales["uvit"]])
+    recipes = {scales["dit"][2]: "dit_xl_2.in256", scales["dit"][4]: "mdt_xl_2.in256"}
+    recipes |= {scales["uvit"][1]: "uvit_h_2.in256", scales["uvit"][3]: "uvit_h_4.in512"}
+    for scale, name in recipes.items():
+        assert ditzoo.model_info(name).recipe.guidance.scale == scale
 
 
 def test_unused_tables_count_values():

@@ -58,12 +58,14 @@ class SamplerInfo:
         order: of convergence, deterministic samplers only: the error falls with this power of the step.
         evaluations: calls of the model a step, of a last step perhaps fewer; None where they adapt to the model.
         title: in words.
+        source: paper, and where in it.
     """
 
     function: Callable[..., Tensor]
     order: int | None
     evaluations: int | None
     title: str
+    source: str
 
     @property
     def options(self) -> list[str]:
@@ -80,19 +82,23 @@ class SamplerInfo:
 
 #: all samplers by the name that a recipe gives them
 SAMPLERS: dict[Sampler, SamplerInfo] = {
-    "ddpm": SamplerInfo(ddpm_sample, None, 1, "DDPM's ancestral sampling"),
-    "ddim": SamplerInfo(ddim_sample, 1, 1, "DDIM"),
-    "dpmpp_2m": SamplerInfo(dpmpp_2m_sample, 2, 1, "DPM-Solver++(2M), multistep"),
-    "dpmpp_3m": SamplerInfo(dpmpp_3m_sample, 3, 1, "DPM-Solver++(3M), multistep"),
-    "dpmpp_3s": SamplerInfo(dpmpp_3s_sample, 3, 1, "DPM-Solver++ of order 3, singlestep"),
-    "dpm_3s": SamplerInfo(dpm_3s_sample, 3, 1, "DPM-Solver-fast, singlestep of order 3 on the noise"),
-    "unipc": SamplerInfo(unipc_sample, 2, 1, "UniPC"),
-    "edm_heun": SamplerInfo(edm_heun_sample, 2, 2, "EDM's Heun in the noise level"),
-    "euler": SamplerInfo(euler_sample, 1, 1, "Euler along the flow"),
-    "heun": SamplerInfo(heun_sample, 2, 2, "Heun along the flow"),
-    "dopri5": SamplerInfo(dopri5_sample, 5, None, "Dormand-Prince, adaptive"),
-    "euler_maruyama": SamplerInfo(euler_maruyama_sample, None, 1, "Euler-Maruyama"),
-    "heun_maruyama": SamplerInfo(heun_maruyama_sample, None, 2, "Heun's drift after Euler-Maruyama's noise"),
+    "ddpm": SamplerInfo(ddpm_sample, None, 1, "DDPM's ancestral sampling", "arXiv:2006.11239, algorithm 2"),
+    "ddim": SamplerInfo(ddim_sample, 1, 1, "DDIM", "arXiv:2010.02502, eq. 12"),
+    "dpmpp_2m": SamplerInfo(dpmpp_2m_sample, 2, 1, "DPM-Solver++(2M), multistep", "arXiv:2211.01095, algorithm 2"),
+    "dpmpp_3m": SamplerInfo(dpmpp_3m_sample, 3, 1, "the same with a third prediction", "after arXiv:2211.01095"),
+    "dpmpp_3s": SamplerInfo(dpmpp_3s_sample, 3, 1, "DPM-Solver++, singlestep", "arXiv:2211.01095, U-ViT's code"),
+    "dpm_3s": SamplerInfo(dpm_3s_sample, 3, 1, "DPM-Solver-fast, singlestep", "arXiv:2206.00927, section 3.4"),
+    "unipc": SamplerInfo(unipc_sample, 2, 1, "UniPC, multistep", "arXiv:2302.04867"),
+    "edm_heun": SamplerInfo(edm_heun_sample, 2, 2, "Heun in the noise level", "arXiv:2206.00364, algorithm 2"),
+    "euler": SamplerInfo(euler_sample, 1, 1, "Euler along the flow", "arXiv:2401.08740"),
+    "heun": SamplerInfo(heun_sample, 2, 2, "Heun along the flow", "arXiv:2401.08740"),
+    "dopri5": SamplerInfo(dopri5_sample, 5, None, "Dormand and Prince, adaptive", "torchdiffeq; SiT's default"),
+    "euler_maruyama": SamplerInfo(
+        euler_maruyama_sample, None, 1, "Euler-Maruyama on the reverse SDE", "arXiv:2401.08740; arXiv:2011.13456"
+    ),
+    "heun_maruyama": SamplerInfo(
+        heun_maruyama_sample, None, 2, "a step's noise, then Heun on the drift", "arXiv:2401.08740"
+    ),
 }
 
 
