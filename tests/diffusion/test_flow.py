@@ -19,7 +19,7 @@ from ditzoo.diffusion import (
     make_process,
 )
 from ditzoo.recipe import Guidance, Recipe
-from tests.golden_cases import golden_case, golden_facts, golden_tensors, relative_error
+from tests.golden_cases import process_case, relative_error
 
 FLOW = Recipe(prediction="velocity", schedule="flow_linear", sampler="euler")
 DDIM = Recipe(prediction="epsilon", schedule="linear")
@@ -27,12 +27,12 @@ DDIM = Recipe(prediction="epsilon", schedule="linear")
 
 @pytest.fixture
 def golden():
-    return golden_tensors("diffusion_sit")
+    return process_case("sit_transport")
 
 
 @pytest.fixture
-def network():
-    return golden_case(golden_facts("diffusion_sit")["model_case"]).model()
+def network(golden):
+    return golden.model()
 
 
 class Recorder:

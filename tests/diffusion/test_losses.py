@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import ditzoo
 from ditzoo.diffusion import GaussianDiffusion, TrainingDraws, denoising_loss, draw_training, training_loss
 from ditzoo.recipe import Recipe
-from tests.golden_cases import golden_case, golden_facts, golden_tensors, relative_error
+from tests.golden_cases import process_case, relative_error
 from tests.zoo import MASKED, lively
 
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
@@ -42,7 +42,7 @@ class Recorder:
     ],
 )
 def test_squared_errors_equal_those_of_dit(prediction, output, error):
-    golden = golden_tensors("diffusion_dit")
+    golden = process_case("diffusion_dit")
     network = Recorder(golden[output][:, :3])
     these = draws(golden["in.t"], golden["in.noise"])
     loss = denoising_loss(network, process(prediction), golden["in.x_start"], None, these)
@@ -54,8 +54,8 @@ def test_squared_errors_equal_those_of_dit(prediction, output, error):
 
 
 def test_the_loss_equals_that_of_u_vit():
-    golden = golden_tensors("diffusion_uvit")
-    model = golden_case(golden_facts("diffusion_uvit")["model_case"]).model()
+    golden = process_case("diffusion_uvit")
+    model = golden.model()
     seen = []
 
     def network(x, t, y, *, mask):  # U-ViT counts its timesteps from 1
@@ -71,8 +71,8 @@ def test_the_loss_equals_that_of_u_vit():
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_plain_and_masked_errors_equal_those_of_mdt(version, mode):
-    golden = golden_tensors("diffusion_mdt")
-    model = golden_case(golden_facts("diffusion_mdt")["model_cases"][version]).model()
+    golden = process_case("diffusion_mdt")
+    model = golden.model(version)
     given = {key: golden[f"in.{version}.{key}"] for key in ("x_start", "y", "t", "mask_noise")}
     ratio = model.mask_ratio
     if version == "v2":  # drawn anew each step, in float32

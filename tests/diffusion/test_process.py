@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ditzoo.diffusion import GaussianDiffusion, make_betas
 from ditzoo.recipe import Recipe
-from tests.golden_cases import golden_tensors, relative_error
+from tests.golden_cases import process_case, relative_error
 
 SCHEDULES = ["linear", "scaled_linear", "cosine"]
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
@@ -23,7 +23,7 @@ def process(prediction="epsilon", schedule="linear", steps=1000):
 @pytest.mark.parametrize(("schedule", "official"), [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
 @pytest.mark.parametrize("steps", [100, 1000])
 def test_betas_equal_the_official_ones(schedule, official, steps):
-    expected = golden_tensors("diffusion_dit")[f"out.betas_{official}_{steps}"]
+    expected = process_case("diffusion_dit")[f"out.betas_{official}_{steps}"]
     betas = make_betas(schedule, steps)
     assert betas.dtype == torch.float64
     torch.testing.assert_close(betas, expected, rtol=1e-12, atol=0)
@@ -31,7 +31,7 @@ def test_betas_equal_the_official_ones(schedule, official, steps):
 
 def test_stable_diffusions_betas_equal_those_of_u_vit():
     # U-ViT counts from 1; its entry 0 stands for no noise.
-    golden = golden_tensors("diffusion_uvit")
+    golden = process_case("diffusion_uvit")
     torch.testing.assert_close(make_betas("scaled_linear", 1000), golden["out.schedule.betas"][1:], rtol=1e-12, atol=0)
     torch.testing.assert_close(
         process(schedule="scaled_linear").alphas_cumprod,
@@ -42,7 +42,7 @@ def test_stable_diffusions_betas_equal_those_of_u_vit():
 
 
 def test_alphas_cumprod_equal_the_official_ones():
-    expected = golden_tensors("diffusion_dit")["out.schedule.alphas_cumprod"]
+    expected = process_case("diffusion_dit")["out.schedule.alphas_cumprod"]
     torch.testing.assert_close(process().alphas_cumprod, expected, rtol=1e-12, atol=0)
 
 
@@ -122,13 +122,13 @@ def test_targets_by_value():
 
 
 def test_noising_equals_the_official_one():
-    golden = golden_tensors("diffusion_dit")
+    golden = process_case("diffusion_dit")
     x = process().add_noise(golden["in.x_start"], golden["in.noise"], golden["in.t"])
     assert relative_error(x, golden["out.q_sample"]) < 1e-6
 
 
 def test_denoising_equals_the_official_one():
-    golden = golden_tensors("diffusion_dit")
+    golden = process_case("diffusion_dit")
     eps, x_start = golden["in.model_output"][:, :3], golden["in.x_start"]
     x0, same = process("epsilon").denoise(golden["in.x_t"], eps, golden["in.t"])
     assert same is eps

@@ -7,7 +7,7 @@ import torch
 
 from ditzoo.diffusion import GaussianDiffusion, ddim_sample, guide, sample_noise
 from ditzoo.recipe import Guidance, Recipe
-from tests.golden_cases import golden_case, golden_facts, golden_tensors, relative_error
+from tests.golden_cases import process_case, relative_error
 from tests.zoo import TINY, lively
 
 SCHEDULES = ["linear", "scaled_linear", "cosine"]
@@ -74,9 +74,9 @@ class Recorder:
 
 
 def test_every_step_equals_the_official_one():
-    golden, facts = golden_tensors("diffusion_dit"), golden_facts("diffusion_dit")
-    model = golden_case(facts["model_case"]).model()
-    guidance = Guidance(scale=facts["cfg_scale"], channels=3)
+    golden = process_case("diffusion_dit")
+    model = golden.model()
+    guidance = Guidance(scale=golden.facts["cfg_scale"], channels=3)
     network = Recorder(guide(model, guidance, model.null_label))
     # The official batch is [n conditional | n null], of which the first half is kept.
     noise, y = golden["in.loop_x_T"][:2], golden["in.loop_y"][:2]

@@ -11,7 +11,7 @@ import torch
 import ditzoo
 from ditzoo.models import UViT
 from tests.golden_cases import relative_error
-from tests.zoo import EVERY_NAME, MASKED, TINY, inputs, lively, on_meta
+from tests.zoo import EVERY_NAME, MASKED, PASSES, TINY, inputs, lively, no_draws, on_meta
 
 
 @pytest.mark.parametrize("name", EVERY_NAME)
@@ -136,21 +136,41 @@ def test_times_may_be_fractional_and_every_input_matters(name):
         assert relative_error(model(*changed), output) > 1e-4
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_no_forward_draws_random_numbers_in_train_mode_either(name):
+@pytest.mark.parametrize(("name", "masked"), PASSES)
+def test_no_forward_draws_random_numbers_in_train_mode_either(name, masked):
     model = lively(name).train()
     x, t, y = inputs(model)
     model.set_grad_checkpointing()
-    mask = ditzoo.random_token_mask(2, 16, 0.3) if name in MASKED else None
-    random.seed(1)
-    np.random.seed(1)
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    outputs = [model(x, t, y, mask=mask) for _ in range(2)]
-    outputs[0].sum().backward()
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+    mask = ditzoo.random_token_mask(2, 16, 0.3) if masked else None
+    with no_draws():
+        outputs = [model(x, t, y, mask=mask) for _ in range(2)]
+        outputs[0].sum().backward()
     assert torch.equal(*outputs)
     assert torch.equal(model.eval()(x, t, y, mask=mask), outputs[0])
+    assert torch.equal(model(x, t, y), outputs[0]) != masked
+
+
+@pytest.mark.parametrize(
+    ("library", "draw"),
+    [
+        ("torch", lambda: torch.rand(1)),
+        ("torch", lambda: torch.nn.functional.dropout(torch.ones(4), 0.5)),
+        ("NumPy", np.random.standard_normal),
+        ("Python", random.random),
+    ],
+)
+@pytest.mark.parametrize(("name", "masked"), [("mdt_ti_2", False), ("mdt_ti_2", True), ("mdtv2_ti_2", True)])
+def test_a_draw_in_a_forward_is_noticed(name, masked, library, draw):
+    model = lively(name).train()
+    block = model.sideblocks[0] if masked else model.get_submodule(model.block_names()[-1])
+
+    def hook(module, args):
+        draw()
+
+    block.register_forward_pre_hook(hook)
+    mask = ditzoo.random_token_mask(2, 16, 0.3) if masked else None
+    with pytest.raises(AssertionError, match=f"a random number of {library}'s was drawn"), no_draws():
+        model(*inputs(model), mask=mask)
 
 
 @pytest.mark.parametrize("name", TINY)

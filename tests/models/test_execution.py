@@ -11,12 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import ditzoo
 from ditzoo import TokenMask, random_token_mask
 from tests.golden_cases import CASES, golden_case, relative_error
-from tests.zoo import MASKED, TINY, inputs, lively, on_meta
+from tests.zoo import MASKED, PASSES, TINY, inputs, lively, on_meta
+
 
 #: (name, whether with a mask)
-PASSES = [(name, False) for name in TINY] + [(name, True) for name in MASKED]
-
-
 def masks(model, masked, batch=2):
     return {"mask": random_token_mask(batch, model.num_tokens(), 0.3)} if masked else {}
 

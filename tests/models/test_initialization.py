@@ -9,7 +9,7 @@ import ditzoo
 from ditzoo.layers import sincos_position_table
 from ditzoo.models import MDT, DiT, MDTv2, UViT
 from tests.golden_cases import CASES, golden_case
-from tests.zoo import MASKED, TINY, enliven, inputs, lively, on_meta
+from tests.zoo import MASKED, PASSES, TINY, enliven, inputs, lively, on_meta, reached
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -32,21 +32,22 @@ def test_fresh_parameters_are_distributed_as_the_official_ones(case):
             assert largest == pytest.approx(expected["absmax"], rel=20 / n), name
 
 
-@pytest.mark.parametrize("case", ["dit", "dit_nosigma_p4", "sit", "diffit", "diffit_in64_p8"])
-def test_frozen_positions_are_the_official_table(case):
-    case = golden_case(case)
-    fresh = case.model_cls(**case.options).pos_embed
-    assert not fresh.requires_grad
-    torch.testing.assert_close(fresh.data, case["state.pos_embed"], rtol=0, atol=1e-6)
+@pytest.mark.parametrize(
+    ("case", "table"), [(case, key) for case in CASES for key in golden_case(case).tensors if key.startswith("init.")]
+)
+def test_position_tables_start_at_the_official_one(case, table):
+    case, name = golden_case(case), table.removeprefix("init.")
+    fresh = getattr(case.model_cls(**case.options), name)
+    assert fresh.requires_grad == case.facts["official_init_stats"][name]["trainable"]
+    torch.testing.assert_close(fresh.data, case[table], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["mdtv1", "mdtv1_probe", "mdtv2", "mdtv2_probe"])
-@pytest.mark.parametrize("table", ["pos_embed", "decoder_pos_embed"])
-def test_learned_positions_start_at_the_official_table(case, table):
-    case = golden_case(case)
-    fresh = getattr(case.model_cls(**case.options), table)
-    assert fresh.requires_grad
-    torch.testing.assert_close(fresh.data, case[f"init.{table}"], rtol=0, atol=1e-6)
+def test_every_sincos_table_is_compared():
+    tables = {(case, key) for case in CASES for key in golden_case(case).tensors if key.startswith("init.")}
+    both = ("init.pos_embed", "init.decoder_pos_embed")
+    learned = {(case, key) for case in ("mdtv1", "mdtv1_probe", "mdtv2", "mdtv2_probe") for key in both}
+    frozen = {(case, both[0]) for case in ("dit", "dit_nosigma_p4", "sit", "diffit", "diffit_in64_p8")}
+    assert tables == learned | frozen
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -96,7 +97,7 @@ def backward(model, masked=False):
     batch = model.num_classes + 1
     x, t, _ = inputs(model, batch)
     y = torch.arange(batch)
-    target = torch.randn(batch, model.out_channels, *x.shape[2:])
+    target = torch.randn(batch, model.out_channels, *x.shape[2:], dtype=model.dtype)
     model.zero_grad()
     loss = (model(x, t, y) - target).square().mean()
     if masked:
@@ -105,17 +106,9 @@ def backward(model, masked=False):
     loss.backward()
 
 
-def reached(model):
-    """Parameters with a gradient other than zero."""
-    return {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-
-
-PASSES = [(name, False) for name in TINY] + [(name, True) for name in MASKED]
-
-
 @pytest.mark.parametrize(("name", "masked"), PASSES)
 def test_gradients_reach_every_parameter_once_gates_and_output_have_left_zero(name, masked):
-    model = ditzoo.create(name)
+    model = ditzoo.create(name).double()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     # adaLN-Zero needs two steps: the first moves only the last layer, the second the gates.
     for _ in range(2):
@@ -132,12 +125,13 @@ def test_gradients_reach_every_parameter_once_gates_and_output_have_left_zero(na
 
 @pytest.mark.parametrize("name", TINY)
 def test_which_gradients_a_fresh_model_gets(name):
-    model = ditzoo.create(name)
+    model = ditzoo.create(name).double()
     backward(model)
     if isinstance(model, UViT):
         assert reached(model) == {n for n, _ in model.named_parameters()}
-    else:
+    else:  # the rest gets zeros, from gates and a last layer at zero
         assert reached(model) == {"final_layer.linear.weight", "final_layer.linear.bias"}
+        assert reached(model) == {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
 
 
 @pytest.mark.parametrize("name", MASKED)

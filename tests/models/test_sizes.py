@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from ditzoo import random_token_mask
 from ditzoo.layers import RelativePositionBias
 from tests.golden_cases import relative_error
-from tests.zoo import MASKED, TINY, inputs, lively
+from tests.zoo import MASKED, TINY, inputs, lively, reached, resize_to_nearest
 
 GRIDS = [(8, 8), (4, 8), (8, 4), (2, 6), (3, 3), (1, 1)]
 
@@ -74,6 +74,19 @@ def test_the_comparison_notices_tables_that_are_not_resized(name):
     assert relative_error(transposed(x, t, y), model(x, t, y)) > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["frozen", "learned", "relative"])
+@pytest.mark.parametrize("name", TINY)
+def test_the_comparison_notices_nearest_neighbours(name, kind, monkeypatch):
+    model = lively(name)
+    x, t, y = inputs(model, 2, 16, 16)
+    expected = made_for(model, (8, 8))(x, t, y)
+    tables = {"learned" if model.pos_embed.requires_grad else "frozen"}
+    tables |= {"relative" for module in model.modules() if isinstance(module, RelativePositionBias)}
+    resize_to_nearest(monkeypatch, kind)
+    error = relative_error(model(x, t, y), expected)
+    assert error > 1e-4 if kind in tables else error < 1e-5
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_at_the_trained_size_the_tables_are_used_as_they_are(name):
     model = lively(name)
@@ -91,12 +104,11 @@ def test_resizing_leaves_the_weights_alone(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_resized_tables_are_trained(name):
-    model = lively(name)
+    model = lively(name).double()
     model(*inputs(model, 2, 16, 4)).square().sum().backward()
-    tables = [n for n in model.no_weight_decay() if "pos" in n and not n.startswith("sideblocks")]
-    for table in tables:
-        parameter = model.get_parameter(table)
-        assert (parameter.grad is not None and parameter.grad.abs().max() > 0) == parameter.requires_grad
+    tables = {n for n in model.no_weight_decay() if "pos" in n and not n.startswith("sideblocks")}
+    assert tables
+    assert tables & reached(model) == {table for table in tables if model.get_parameter(table).requires_grad}
 
 
 @pytest.mark.parametrize("name", TINY)

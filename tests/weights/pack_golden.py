@@ -7,6 +7,7 @@ Weights are left out: `ditzoo.weights.golden.draw_weights` repeats their random 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +18,22 @@ from ditzoo.weights.golden import FOLDER
 from ditzoo.weights.published import PARAM_COUNTS_FILE
 from tests.golden_cases import golden_case, golden_facts
 
-#: Small cases of every class, and the seed in the tag of their random draws.
-SEEDS = {
-    **{"dit": 1001, "dit_probe": 1701},
-    **{"uvit": 1201, "uvit_conv_uncond": 1202, "uvit_probe": 1707},
-    **{"mdtv1": 1301, "mdtv1_probe": 1704, "mdtv2": 1401, "mdtv2_probe": 1705},
-    **{"diffit": 1501, "diffit_probe": 1703},
-    **{"sit": 1101, "sit_probe": 1702},
-}
-OUTPUTS = ("forward", "forward_tfrac", "forward_masked")
+#: Small cases of every class.
+NAMES = (
+    *("dit", "dit_probe", "uvit", "uvit_conv_uncond", "uvit_probe"),
+    *("mdtv1", "mdtv1_probe", "mdtv2", "mdtv2_probe", "diffit", "diffit_probe", "sit", "sit_probe"),
+)
 INPUTS = ("x", "t", "t_frac", "y", "ids_keep", "ids_restore", "mask")
-#: Tokens of a variance near 1e-6 enter the first norms, and the MLPs are wide awake.
-PROBE_SCALE = {
-    **{"^x_embedder.proj": 2e-3, "^patch_embed.proj": 2e-3, "pos_embed": 2e-3},
-    **{"label_emb.weight": 2e-3, "mask_token": 2e-3, "mlp.fc1.weight": 5.0, "mlp.fc2.weight": 2.0},
-}
-
-
-def outputs_of(name: str) -> list[str]:
-    return [output for output in OUTPUTS if f"out.{output}" in golden_case(name).tensors]
 
 
 def pack() -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Contents of `cases.json` and `cases.safetensors`."""
     cases, tensors = {}, {}
-    for name, seed in SEEDS.items():
+    for name in NAMES:
         case = golden_case(name)
-        official = case.facts["official"]
-        cases[name] = {
-            "model_cls": case.facts["constructor"],
-            "options": case.options,
-            "outputs": outputs_of(name),
-            "tolerance": case.facts["relative_tolerance"],
-            "source": f"{official['repo']}@{official['commit'][:12]}",
-            "tag": f"ditzoo-golden-v1/visible/{name}/{seed}",
-            "positions_from_table": case.facts["constructor"].startswith("MDT"),
-            "post_scale": PROBE_SCALE if name.endswith("_probe") else {},
-        }
-        keys = [*(f"in.{key}" for key in INPUTS), *(f"out.{key}" for key in outputs_of(name))]
+        cases[name] = asdict(case.packaged)
+        del cases[name]["name"]
+        keys = [*(f"in.{key}" for key in INPUTS), *(f"out.{key}" for key in case.packaged.outputs)]
         tensors |= {f"{name}/{key}": case[key] for key in keys if key in case.tensors}
     return {"recipe": "ditzoo-golden-v1", "cases": cases}, tensors
 
