@@ -2,3 +2,13 @@
 
 Works on tensors and arrays, and imports nothing else of ditzoo.
 """
+
+from ditzoo.media.codec import Codec, LatentCodec, PixelCodec, load_codec, to_uint8
+
+__all__ = [
+    "Codec",
+    "LatentCodec",
+    "PixelCodec",
+    "load_codec",
+    "to_uint8",
+]
