@@ -4,11 +4,14 @@ Works on tensors and arrays, and imports nothing else of ditzoo.
 """
 
 from ditzoo.media.codec import Codec, LatentCodec, PixelCodec, load_codec, to_uint8
+from ditzoo.media.labels import LabelNames, parse_labels
 
 __all__ = [
     "Codec",
+    "LabelNames",
     "LatentCodec",
     "PixelCodec",
     "load_codec",
+    "parse_labels",
     "to_uint8",
 ]
