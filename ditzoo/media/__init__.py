@@ -5,13 +5,19 @@ Works on tensors and arrays, and imports nothing else of ditzoo.
 
 from ditzoo.media.codec import Codec, LatentCodec, PixelCodec, load_codec, to_uint8
 from ditzoo.media.labels import LabelNames, parse_labels
+from ditzoo.media.writers import channels_last, image_grid, write_animation, write_npz, write_png_folder
 
 __all__ = [
     "Codec",
     "LabelNames",
     "LatentCodec",
     "PixelCodec",
+    "channels_last",
+    "image_grid",
     "load_codec",
     "parse_labels",
     "to_uint8",
+    "write_animation",
+    "write_npz",
+    "write_png_folder",
 ]
