@@ -5,6 +5,7 @@ Works on tensors and arrays, and imports nothing else of ditzoo.
 
 from ditzoo.media.codec import Codec, LatentCodec, PixelCodec, load_codec, to_uint8
 from ditzoo.media.labels import LabelNames, parse_labels
+from ditzoo.media.shards import SampleStore, Shard
 from ditzoo.media.writers import channels_last, image_grid, write_animation, write_npz, write_png_folder
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "LabelNames",
     "LatentCodec",
     "PixelCodec",
+    "SampleStore",
+    "Shard",
     "channels_last",
     "image_grid",
     "load_codec",
