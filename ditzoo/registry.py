@@ -6,6 +6,7 @@ configuration (`dit_xl_2.in512`). Other packages add models through the entry po
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import inspect
 import re
@@ -22,6 +23,7 @@ import torch
 
 from ditzoo.layers import UnusedWeights
 from ditzoo.models import FAMILIES, Architecture, Checkpoint, DiffusionTransformer
+from ditzoo.models.rebuild import check_rebuilds
 from ditzoo.recipe import Recipe
 
 
@@ -185,7 +187,7 @@ def model_info(name: str) -> ModelInfo:
     """
     _plugins.load()
     info = _model_info(name)
-    return replace(info, config=dict(info.config))  # the caller's own: the facts behind it are remembered
+    return replace(info, config=copy.deepcopy(info.config))  # the caller's own: the facts behind it are remembered
 
 
 @cache  # never stale: a registered name does not change, and what raises is not remembered
@@ -221,6 +223,7 @@ def register_model(
     family: str,
     paper: str = "",
     recipe: Recipe | None = None,
+    ours: bool = True,
 ) -> None:
     """Add a model of your own to the zoo, under a new name.
 
@@ -228,40 +231,58 @@ def register_model(
     `package.module:function` for a function without arguments that is then called. The registry loads these once,
     when it is first asked for something.
 
+    The model is built twice on the meta device, the second time from the `config` of the first.
+
     Args:
         name: letters, digits and underscores, such as `"my_dit_s_2"`.
         model_cls: a subclass of `ditzoo.models.DiffusionTransformer`.
         config: constructor arguments of this name.
-        family: an existing family or a new one.
+        family: an existing family or a new one; letters, digits and underscores.
         paper: title and arXiv number.
         recipe: how the model is trained and sampled. The quick benchmark trains a model whose recipe is a flow by
             flow matching.
+        ours: False where `paper` has a model of exactly this size. Tables mark the others "ours".
 
     Raises:
-        ValueError: if the name is taken or malformed.
-        TypeError: if `model_cls` is no such subclass, has no such options, or cannot be built with them on the meta
-            device.
+        ValueError: if `name` or `family` is malformed, or the name is taken.
+        TypeError: if an argument is of another type; if `model_cls` is no such subclass, has no such options, or
+            cannot be built with them on the meta device; if the model's `config` lacks an option, holds what JSON
+            does not keep, or builds another network.
     """
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(f"{name!r} is no model name: use lower-case letters, digits and underscores.")
-    if name in _ENTRIES:
-        raise ValueError(
-            f"{name!r} is already registered, as {_ENTRIES[name].architecture.model_cls.__name__}; choose another name."
-        )
+    _check_word("model name", name)
+    _check_word("family", family)
+    _check_type("config", config, Mapping, "a mapping of constructor arguments", optional=True)
+    _check_type("paper", paper, str, "a string, title and arXiv number")
+    _check_type("recipe", recipe, Recipe, "a ditzoo.Recipe (Recipe.from_dict() makes one of a dict)", optional=True)
+    _check_type("ours", ours, bool, "True or False")
+    _check_free(name)
     concrete = isinstance(model_cls, type) and model_cls is not DiffusionTransformer
     if not (concrete and issubclass(model_cls, DiffusionTransformer)):
         raise TypeError(f"{model_cls!r} is no subclass of ditzoo.models.DiffusionTransformer.")
     config = dict(config or {})
     _check_options(name, model_cls, config)
-    try:
-        with torch.device("meta"):
-            model_cls(**config).unused_weights()
-    except Exception as error:  # said here, where the culprit is known, rather than in the middle of `ditzoo list`
-        raise TypeError(
-            f"{name!r} cannot be registered: {model_cls.__name__}(**{config}) on the meta device raised "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    _ENTRIES[name] = _Entry(Architecture(name, model_cls, config, ours=True, recipe=recipe), family, paper, recipe)
+    check_rebuilds(name, model_cls, config)
+    architecture = Architecture(name, model_cls, copy.deepcopy(config), ours=ours, recipe=recipe)
+    _ENTRIES[name] = _Entry(architecture, family, paper, recipe)
+
+
+def _check_word(what: str, word: object) -> None:
+    if not isinstance(word, str):
+        raise TypeError(f"a {what} is a string, got {word!r}.")
+    if not re.fullmatch(r"[a-z0-9_]+", word):
+        raise ValueError(f"{word!r} is no {what}: use lower-case letters, digits and underscores.")
+
+
+def _check_type(what: str, value: object, kind: type, wanted: str, optional: bool = False) -> None:
+    if not (isinstance(value, kind) or (optional and value is None)):
+        raise TypeError(f"{what} must be {wanted}{', or None' if optional else ''}, got {value!r}.")
+
+
+def _check_free(name: str) -> None:
+    if name in _ENTRIES:
+        raise ValueError(
+            f"{name!r} is already registered, as {_ENTRIES[name].architecture.model_cls.__name__}; choose another name."
+        )
 
 
 def _resolve(name: str) -> tuple[_Entry, Checkpoint | None]:
@@ -285,7 +306,8 @@ def _resolve(name: str) -> tuple[_Entry, Checkpoint | None]:
 
 
 def _config(architecture: Architecture, checkpoint: Checkpoint | None) -> dict[str, Any]:
-    return {**architecture.config, **(checkpoint.config if checkpoint else {})}
+    """Arguments for the constructor, which may keep and change them."""
+    return copy.deepcopy({**architecture.config, **(checkpoint.config if checkpoint else {})})
 
 
 def _check_options(name: str, model_cls: type[DiffusionTransformer], options: Iterable[str]) -> None:
