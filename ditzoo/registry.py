@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from threading import RLock
+from threading import Condition, Lock, get_ident
 from typing import Any
 
 import torch
@@ -76,6 +76,7 @@ class _Entry:
     recipe: Recipe | None = None
 
 
+# Replaced by a longer copy, never changed: whoever reads it, in any thread, has one that stays as it is.
 _ENTRIES: dict[str, _Entry] = {
     architecture.name: _Entry(architecture, family.name, family.paper, architecture.recipe or family.recipe)
     for family in FAMILIES
@@ -83,25 +84,81 @@ _ENTRIES: dict[str, _Entry] = {
 }
 
 
+_registering = Lock()  # held while it is replaced
+
+
 class _Plugins:
-    """Packages that register models of their own when their entry point of the group `ditzoo.models` is loaded."""
+    """Packages that register models of their own when their entry point of the group `ditzoo.models` is loaded.
+
+    One thread loads them and others wait. No lock is held meanwhile: a package may start threads that ask the
+    registry, and wait for them. Since that cannot be told from here, nobody waits longer than `patience`.
+    """
+
+    patience = 10.0
+    """seconds"""
 
     def __init__(self) -> None:
-        self._lock = RLock()  # another thread waits for the names; a plugin that asks for some does not
-        self._loaded = False
+        self._turn = Condition()  # guards the next two
+        self._loader: int | None = None
+        self._patient = True
+        self._pending: list[EntryPoint] | None = None  # None until somebody has looked
+        self._failures: list[str] = []
+        self._registered: set[str] = set()  # by the package that is being loaded
+        self._interrupted: set[str] = set()  # by the same package, when its loading was interrupted
 
     def load(self) -> None:
-        """Load them if nobody has yet; warn of those that fail, and go on without them."""
-        with self._lock:
-            if self._loaded:
-                return
-            self._loaded = True
-            found = sorted(entry_points(group="ditzoo.models"), key=lambda entry_point: entry_point.name)
+        """Load those that are not loaded yet; warn of those that fail, and go on without them.
+
+        An interrupt ends it. The next call goes on with the package that was being loaded.
+        """
+        if not self._take_turn():
+            return
+        try:
             # As an import at the top of a file would run, though the first use may be inside such a context.
             with torch.device("cpu"), torch.inference_mode(False):
-                failures = [failure for entry_point in found if (failure := self._failure(entry_point))]
+                self._load_pending()
+        finally:
+            self._end_turn()
+        failures, self._failures = self._failures, []
         for failure in failures:
             warnings.warn(failure, RuntimeWarning, stacklevel=3)
+
+    def repeats(self, name: str) -> bool:
+        """Whether the package that this thread loads had registered the name before an interrupt."""
+        return self._loader == get_ident() and name in self._interrupted
+
+    def note(self, name: str) -> None:
+        """Remember a name that has been registered, if it was by a package that this thread loads."""
+        if self._loader == get_ident():
+            self._registered.add(name)
+            self._interrupted.discard(name)
+
+    def _take_turn(self) -> bool:
+        """Whether it is for this thread to load packages; returns when that is known, or patience is at an end."""
+        with self._turn:
+            if self._loader == get_ident():  # a package asks while it is loaded
+                return False
+            if self._loader is not None and self._patient:
+                self._patient = self._turn.wait_for(lambda: self._loader is None, self.patience)
+            if self._loader is not None or self._pending == []:
+                return False
+            self._loader, self._patient = get_ident(), True
+            return True
+
+    def _end_turn(self) -> None:
+        with self._turn:
+            self._loader = None
+            self._turn.notify_all()
+
+    def _load_pending(self) -> None:
+        if self._pending is None:
+            self._pending = sorted(entry_points(group="ditzoo.models"), key=lambda entry_point: entry_point.name)
+        while self._pending:
+            self._interrupted, self._registered = self._interrupted | self._registered, set()
+            if failure := self._failure(self._pending[0]):
+                self._failures.append(failure)
+            del self._pending[0]
+            self._interrupted, self._registered = set(), set()
 
     @staticmethod
     def _failure(entry_point: EntryPoint) -> str | None:
@@ -190,7 +247,7 @@ def model_info(name: str) -> ModelInfo:
     return replace(info, config=copy.deepcopy(info.config))  # the caller's own: the facts behind it are remembered
 
 
-@cache  # never stale: a registered name does not change, and what raises is not remembered
+@cache  # not stale: a name is registered once, or else `_publish` clears this; what raises is not remembered
 def _model_info(name: str) -> ModelInfo:
     entry, checkpoint = _resolve(name)
     architecture = entry.architecture
@@ -263,7 +320,18 @@ def register_model(
     _check_options(name, model_cls, config)
     check_rebuilds(name, model_cls, config)
     architecture = Architecture(name, model_cls, copy.deepcopy(config), ours=ours, recipe=recipe)
-    _ENTRIES[name] = _Entry(architecture, family, paper, recipe)
+    _publish(_Entry(architecture, family, paper, recipe))
+
+
+def _publish(entry: _Entry) -> None:
+    global _ENTRIES  # noqa: PLW0603 - see there: it is replaced and never changed
+    name = entry.architecture.name
+    with _registering:
+        _check_free(name)  # again: another thread may have been faster
+        if name in _ENTRIES:
+            _model_info.cache_clear()
+        _ENTRIES = {**_ENTRIES, name: entry}
+        _plugins.note(name)
 
 
 def _check_word(what: str, word: object) -> None:
@@ -279,7 +347,7 @@ def _check_type(what: str, value: object, kind: type, wanted: str, optional: boo
 
 
 def _check_free(name: str) -> None:
-    if name in _ENTRIES:
+    if name in _ENTRIES and not _plugins.repeats(name):
         raise ValueError(
             f"{name!r} is already registered, as {_ENTRIES[name].architecture.model_cls.__name__}; choose another name."
         )
@@ -290,12 +358,13 @@ def _resolve(name: str) -> tuple[_Entry, Checkpoint | None]:
     if not isinstance(name, str):
         raise TypeError(f"a model name is a string, got {name!r}.")
     bare, dot, tag = name.partition(".")
-    if bare not in _ENTRIES:
+    entries = _ENTRIES
+    if bare not in entries:
         raise ValueError(
-            f"Unknown model {bare!r}.{_did_you_mean(bare, _ENTRIES)} ditzoo.list_models() or `ditzoo list` gives all "
+            f"Unknown model {bare!r}.{_did_you_mean(bare, entries)} ditzoo.list_models() or `ditzoo list` gives all "
             "names."
         )
-    entry = _ENTRIES[bare]
+    entry = entries[bare]
     if not dot:
         return entry, None
     checkpoints = entry.architecture.checkpoints
