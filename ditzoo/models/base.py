@@ -19,6 +19,20 @@ from torch.utils.checkpoint import checkpoint
 from ditzoo.layers import TokenMask, UnusedWeights
 from ditzoo.recipe import Recipe
 
+#: Constructor options that every model has; see `DiffusionTransformer`.
+SHARED_OPTIONS = (
+    "input_size",
+    "patch_size",
+    "in_channels",
+    "hidden_size",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+    "num_classes",
+    "class_dropout_prob",
+    "learn_sigma",
+)
+
 
 class Intermediates(NamedTuple):
     """What `forward_intermediates` returns.

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ditzoo.layers import (
     LabelEmbedder,
-    Linear,
     Mlp,
     PatchEmbed,
     RelativePositionBias,
@@ -23,6 +22,7 @@ from ditzoo.layers import (
     UnusedWeights,
     attend,
     frozen_positions,
+    linear,
     plain_layer_norm,
     relative_position_index,
     sincos_position_table,
@@ -54,9 +54,9 @@ class TimeDependentAttention(RelativePositionBias):
     def __init__(self, hidden_size: int, num_heads: int, grid: Grid) -> None:
         super().__init__(grid, num_heads)
         self.num_heads = num_heads
-        self.qkv = Linear(hidden_size, 3 * hidden_size)
-        self.qkv_temb = Linear(hidden_size, 3 * hidden_size)
-        self.proj = Linear(hidden_size, hidden_size)
+        self.qkv = linear(hidden_size, 3 * hidden_size)
+        self.qkv_temb = linear(hidden_size, 3 * hidden_size)
+        self.proj = linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor, c: Tensor, index: Tensor, grid: Grid) -> Tensor:  # type: ignore[override]
         """Tokens x (B, N, D), condition c (B, D), `index` (N, N) into the bias table -> (B, N, D)."""
@@ -93,7 +93,7 @@ class DiffiTFinalLayer(nn.Module):
         super().__init__()
         self.norm_final = plain_layer_norm(hidden_size)
         self.act = nn.SiLU()
-        self.linear = Linear(hidden_size, patch_size * patch_size * out_channels)
+        self.linear = linear(hidden_size, patch_size * patch_size * out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, p * p * C')."""

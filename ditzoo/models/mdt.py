@@ -18,12 +18,12 @@ from ditzoo.layers import (
     AdaLNFinalLayer,
     AdaLNZeroBlock,
     LabelEmbedder,
-    Linear,
     PatchEmbed,
     RelativePositionBias,
     TimestepEmbedder,
     TokenMask,
     UnusedWeights,
+    linear,
     relative_position_index,
     resize_position_table,
     sincos_position_table,
@@ -54,7 +54,7 @@ class MDTBlock(AdaLNZeroBlock):
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, grid: Grid, skip: bool = False) -> None:
         rel_pos_bias = RelativePositionBias(grid, num_heads, spare_rows=3)
         super().__init__(hidden_size, num_heads, mlp_ratio, rel_pos_bias)
-        self.skip_linear = Linear(2 * hidden_size, hidden_size) if skip else None
+        self.skip_linear = linear(2 * hidden_size, hidden_size) if skip else None
 
     def forward(
         self,

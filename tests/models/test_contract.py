@@ -10,6 +10,7 @@ import torch
 
 import ditzoo
 from ditzoo.models import UViT
+from ditzoo.models.base import SHARED_OPTIONS
 from tests.golden_cases import relative_error
 from tests.zoo import EVERY_NAME, MASKED, PASSES, TINY, inputs, lively, no_draws, on_meta
 
@@ -73,6 +74,7 @@ def test_options_have_the_same_names_in_every_family(name):
         *("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads"),
         *("mlp_ratio", "num_classes", "class_dropout_prob", "learn_sigma"),
     }
+    assert shared == set(SHARED_OPTIONS)
     assert shared <= set(ditzoo.create(name).config)
 
 
