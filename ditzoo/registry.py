@@ -27,6 +27,10 @@ from ditzoo.models.rebuild import check_rebuilds
 from ditzoo.recipe import Recipe
 
 
+class MissingWeightsError(RuntimeError, ValueError):
+    """Weights were asked for that ditzoo has not; the message says where they are, or which there are."""
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What `model_info` tells about a name.
@@ -46,8 +50,8 @@ class ModelInfo:
         licence: of those weights; None for a bare name.
         data: what they were trained on; None for a bare name.
         recipe: how the authors train and sample these weights; for a bare name, the published weights of its size or
-            else of its family. None for a model registered without one. It may name a sampler that this release does
-            not have.
+            else of its family. None for a model registered without one.
+        packaged: whether the weights come with ditzoo, so that `create(name, pretrained=True)` loads them.
         unused: weights that the state dict has, as the original's does, and that change no output.
     """
 
@@ -65,6 +69,7 @@ class ModelInfo:
     licence: str | None
     data: str | None
     recipe: Recipe | None
+    packaged: bool
     unused: tuple[UnusedWeights, ...]
 
 
@@ -185,7 +190,8 @@ def create(name: str, pretrained: bool = False, **overrides: Any) -> DiffusionTr
 
     Args:
         name: one of `list_models()`, or one with a tag of published weights, whose configuration it then has.
-        pretrained: load published weights. Not in this release; the error says how to load the official file.
+        pretrained: load the weights of a tagged name. Those that come with ditzoo are loaded; where the others are, the
+            error says, and how to load the file.
         **overrides: constructor options that replace the name's own, such as `num_classes=10`.
 
     Returns:
@@ -194,15 +200,28 @@ def create(name: str, pretrained: bool = False, **overrides: Any) -> DiffusionTr
     Raises:
         ValueError: for an unknown name or tag (the nearest are named), or an option outside its range.
         TypeError: for an option that the family does not have (the nearest are named).
-        RuntimeError: for `pretrained=True`.
+        MissingWeightsError: for `pretrained=True` without weights that come with ditzoo.
     """
     _plugins.load()
     entry, checkpoint = _resolve(name)
     architecture = entry.architecture
     _check_options(name, architecture.model_cls, overrides)
+    if pretrained and not (checkpoint and checkpoint.packaged):
+        raise MissingWeightsError(_no_weights(name, architecture, checkpoint))
+    model = architecture.model_cls(**{**_config(architecture, checkpoint), **overrides})
     if pretrained:
-        raise RuntimeError(_no_weights(name, architecture, checkpoint))
-    return architecture.model_cls(**{**_config(architecture, checkpoint), **overrides})
+        _load_packaged(model, name, overrides)
+    return model
+
+
+def _load_packaged(model: DiffusionTransformer, name: str, overrides: Mapping[str, Any]) -> None:
+    from ditzoo.weights.packaged import load_packaged
+
+    try:
+        model.load_state_dict(load_packaged(name))
+    except RuntimeError as error:
+        changed = ", ".join(f"{option}={value!r}" for option, value in overrides.items())
+        raise ValueError(f"the weights of {name} do not fit a model with {changed}: {error}") from error
 
 
 def list_models(pattern: str | None = None, *, family: str | None = None, pretrained: bool | None = None) -> list[str]:
@@ -268,6 +287,7 @@ def _model_info(name: str) -> ModelInfo:
         licence=checkpoint.licence if checkpoint else None,
         data=checkpoint.data if checkpoint else None,
         recipe=(checkpoint.recipe if checkpoint else None) or entry.recipe,
+        packaged=bool(checkpoint and checkpoint.packaged),
         unused=tuple(model.unused_weights()),
     )
 
@@ -397,12 +417,12 @@ def _no_weights(name: str, architecture: Architecture, checkpoint: Checkpoint | 
     if checkpoint is not None:
         return (
             f"This release of ditzoo does not fetch weights. Those of {name} are at {checkpoint.source} (licence: "
-            f"{checkpoint.licence}); load the official state dict with "
-            f"ditzoo.create({name!r}).load_state_dict(state)."
+            f"{checkpoint.licence}); load the file with ditzoo.Pipeline.from_pretrained({name!r}, checkpoint=path), or "
+            f"the official state dict with ditzoo.create({name!r}).load_state_dict(state)."
         )
     tags = ", ".join(f"{architecture.name}.{tag}" for tag in architecture.checkpoints)
     if tags:
-        return f"{name} names no weights. Published ones: {tags}. This release of ditzoo does not fetch them yet."
+        return f"{name} names no weights; give one of its tags: {tags}."
     return (
         f"No weights are published for {name}. Models that have some: "
         f"{', '.join(list_models(pretrained=True))}. This release of ditzoo does not fetch them yet."

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from ditzoo import registry
 from ditzoo.models import DiffusionTransformer
-from ditzoo.recipe import Guidance, Recipe
+from ditzoo.models.base import DIGITS_FLOW_RECIPE, DIGITS_RECIPE
+from ditzoo.recipe import Recipe
 from ditzoo.train import TrainOptions
 
 
@@ -20,25 +21,9 @@ class QuickSuite:
     train: TrainOptions = field(
         default_factory=lambda: TrainOptions(num_images=48_000, batch_size=16, learning_rate=4e-3, ema_decay=0.99)
     )
-    recipe: Recipe = field(
-        default_factory=lambda: Recipe(
-            prediction="v_prediction",
-            schedule="cosine",
-            guidance=Guidance(scale=1.5),
-            sampler="ddim",
-            num_inference_steps=25,
-        )
-    )
+    recipe: Recipe = DIGITS_RECIPE
     """of every model that trains by diffusion; families with token masks add their own masked training pass"""
-    flow_recipe: Recipe = field(
-        default_factory=lambda: Recipe(
-            prediction="velocity",
-            schedule="flow_linear",
-            guidance=Guidance(scale=1.5),
-            sampler="euler",
-            num_inference_steps=25,
-        )
-    )
+    flow_recipe: Recipe = DIGITS_FLOW_RECIPE
     """of the models whose family trains by flow matching, with as many evaluations a sample"""
     num_samples: int = 1_000
     """samples a model, in equal number of each class"""

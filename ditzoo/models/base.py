@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ditzoo.layers import TokenMask, UnusedWeights
-from ditzoo.recipe import Recipe
+from ditzoo.recipe import Guidance, Recipe
 
 #: Constructor options that every model has; see `DiffusionTransformer`.
 SHARED_OPTIONS = (
@@ -432,6 +432,7 @@ class Checkpoint:
         licence: of the weights, in their authors' words.
         data: what it was trained on.
         recipe: how it was trained and is sampled; the architecture's where None.
+        packaged: whether the file comes with ditzoo.
     """
 
     config: Mapping[str, Any]
@@ -439,6 +440,7 @@ class Checkpoint:
     licence: str
     data: str
     recipe: Recipe | None = None
+    packaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -500,3 +502,34 @@ SD_VAE: dict[str, Any] = {"latent_codec": "stabilityai/sd-vae-ft-ema", "latent_s
 def pixel_recipe(recipe: Recipe) -> Recipe:
     """The same recipe without an autoencoder and without a learned variance."""
     return replace(recipe, latent_codec=None, latent_scale=1.0, variance="fixed_large", loss="mse")
+
+
+#: How the tiny models learn the digits, in the quick benchmark and for the weights that come with ditzoo.
+DIGITS_RECIPE = Recipe(
+    prediction="v_prediction",
+    schedule="cosine",
+    guidance=Guidance(scale=1.5),
+    sampler="ddim",
+    num_inference_steps=25,
+)
+#: The same for families that learn by flow matching, with as many evaluations a sample.
+DIGITS_FLOW_RECIPE = Recipe(
+    prediction="velocity",
+    schedule="flow_linear",
+    guidance=Guidance(scale=1.5),
+    sampler="euler",
+    num_inference_steps=25,
+)
+DIGITS_DATA = "1,297 handwritten digits of 8x8 pixels, scikit-learn's load_digits"
+
+
+def digits_checkpoint(recipe: Recipe = DIGITS_RECIPE) -> Checkpoint:
+    """Packaged weights of a tiny model."""
+    return Checkpoint(
+        config={},
+        source="packaged with ditzoo; benchmarks/train_digits_weights.py trains them",
+        licence="Apache-2.0",
+        data=DIGITS_DATA,
+        recipe=recipe,
+        packaged=True,
+    )

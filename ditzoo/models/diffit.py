@@ -35,6 +35,7 @@ from ditzoo.models.base import (
     Checkpoint,
     DiffusionTransformer,
     Family,
+    digits_checkpoint,
     initialize_like_dit,
     pixel_recipe,
     zero_parameters,
@@ -185,7 +186,14 @@ FAMILY = Family(
     paper="DiffiT: Diffusion Vision Transformers for Image Generation, arXiv:2312.02139",
     recipe=RECIPE,
     architectures=[
-        Architecture("diffit_ti_2", DiffiT, _TINY, ours=True, recipe=pixel_recipe(RECIPE)),
+        Architecture(
+            "diffit_ti_2",
+            DiffiT,
+            _TINY,
+            ours=True,
+            recipe=pixel_recipe(RECIPE),
+            checkpoints={"digits": digits_checkpoint()},
+        ),
         # Only XL is published; the smaller ones take DiT's sizes.
         *(Architecture(f"diffit_{size}_2", DiffiT, SIZES[size], ours=True) for size in ("s", "b", "l")),
         Architecture(

@@ -40,6 +40,7 @@ from ditzoo.models.base import (
     Checkpoint,
     DiffusionTransformer,
     Family,
+    digits_checkpoint,
     initialize_like_dit,
     pixel_recipe,
     zero_parameters,
@@ -281,7 +282,14 @@ FAMILY = Family(
     paper="Scalable Diffusion Models with Transformers, arXiv:2212.09748",
     recipe=RECIPE,
     architectures=[
-        Architecture("dit_ti_2", DiT, TINY_SIZE, ours=True, recipe=pixel_recipe(RECIPE)),
+        Architecture(
+            "dit_ti_2",
+            DiT,
+            TINY_SIZE,
+            ours=True,
+            recipe=pixel_recipe(RECIPE),
+            checkpoints={"digits": digits_checkpoint()},
+        ),
         *(
             Architecture(
                 name := f"dit_{size}_{patch_size}",

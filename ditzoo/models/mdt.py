@@ -30,6 +30,7 @@ from ditzoo.layers import (
     unpatchify,
 )
 from ditzoo.models.base import (
+    DIGITS_RECIPE,
     SD_VAE,
     TINY,
     Architecture,
@@ -38,6 +39,7 @@ from ditzoo.models.base import (
     Family,
     check_integer,
     check_number,
+    digits_checkpoint,
     initialize_like_dit,
     pixel_recipe,
     zero_parameters,
@@ -268,15 +270,21 @@ class MDTv2(_MaskedDiffusionTransformer):
 
 
 CHECKPOINTS = {
-    name: {
-        "in256": Checkpoint(
-            config={},
-            source=f"https://huggingface.co/shgao/MDT-XL2 ({file})",
-            licence="none stated for the weights; the code is Apache-2.0",
-            data="ImageNet-1k at 256x256",
-        )
-    }
-    for name, file in [("mdt_xl_2", "mdt_xl2_v1_ckpt.pt"), ("mdtv2_xl_2", "mdt_xl2_v2_ckpt.pt")]
+    "mdt_ti_2": {"digits": digits_checkpoint(replace(DIGITS_RECIPE, mask_ratio=0.3))},
+    "mdtv2_ti_2": {
+        "digits": digits_checkpoint(replace(DIGITS_RECIPE, mask_ratio=0.3, mask_ratio_spread=MDTv2.mask_ratio_spread))
+    },
+    **{
+        name: {
+            "in256": Checkpoint(
+                config={},
+                source=f"https://huggingface.co/shgao/MDT-XL2 ({file})",
+                licence="none stated for the weights; the code is Apache-2.0",
+                data="ImageNet-1k at 256x256",
+            )
+        }
+        for name, file in [("mdt_xl_2", "mdt_xl2_v1_ckpt.pt"), ("mdtv2_xl_2", "mdt_xl2_v2_ckpt.pt")]
+    },
 }
 
 

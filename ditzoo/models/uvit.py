@@ -22,7 +22,15 @@ from ditzoo.layers import (
     uninitialized_embedding,
     unpatchify,
 )
-from ditzoo.models.base import TINY, Architecture, Checkpoint, DiffusionTransformer, Family, pixel_recipe
+from ditzoo.models.base import (
+    TINY,
+    Architecture,
+    Checkpoint,
+    DiffusionTransformer,
+    Family,
+    digits_checkpoint,
+    pixel_recipe,
+)
 from ditzoo.recipe import Guidance, Recipe
 
 
@@ -286,7 +294,14 @@ FAMILY = Family(
     paper="All are Worth Words: A ViT Backbone for Diffusion Models, arXiv:2209.12152",
     recipe=RECIPE,
     architectures=[
-        Architecture("uvit_ti_2", UViT, _TINY, ours=True, recipe=pixel_recipe(RECIPE)),
+        Architecture(
+            "uvit_ti_2",
+            UViT,
+            _TINY,
+            ours=True,
+            recipe=pixel_recipe(RECIPE),
+            checkpoints={"digits": digits_checkpoint()},
+        ),
         *(
             Architecture(
                 name := f"uvit_{size}_{patch_size}",
