@@ -56,7 +56,7 @@ CHECKPOINTS = {
     }
 }
 
-#: Table 9 of the paper, the deterministic sampler: 250 evaluations. The published file has the weights of a variance.
+#: The guided deterministic sampler of table 7: Heun, 250 evaluations. The published file has the weights of a variance.
 RECIPE = Recipe(
     prediction="velocity",
     schedule="flow_linear",
