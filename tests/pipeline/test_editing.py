@@ -97,9 +97,9 @@ def test_inversion_by_ddim_and_without_labels(digits):
     inversion = pipeline.invert(digits, sampler="ddim", num_inference_steps=200)
     assert inversion.error.max() < 0.1
     assert inversion.options == {"sampler": "ddim", "num_inference_steps": 200, "guidance_scale": 1.0}
-    with pytest.raises(ValueError, match="'dpmpp_2m' cannot be run backwards; choose one of ddim, edm_heun"):
+    with pytest.raises(ValueError, match=r"'dpmpp_2m' cannot be run backwards; choose one of ddim, edm_heun"):
         pipeline.invert(digits, sampler="dpmpp_2m")
-    with pytest.raises(ValueError, match="no null label to invert with; give class_labels"):
+    with pytest.raises(ValueError, match=r"no null label to invert with; give class_labels"):
         tiny(class_dropout_prob=0.0).invert(digits)
 
 
@@ -126,7 +126,7 @@ def test_great_circles_keep_the_norm():
 
 def test_a_sampler_that_solves_in_one_go_cannot_inpaint(digits):
     pytest.importorskip("torchdiffeq", reason="dopri5 needs it")
-    with pytest.raises(ValueError, match="dopri5 solves in one go and cannot inpaint"):
+    with pytest.raises(ValueError, match=r"dopri5 solves in one go and cannot inpaint"):
         tiny("sit_ti_2").inpaint(digits, torch.ones(8, 8), [1, 2, 3], sampler="dopri5")
 
 
@@ -137,19 +137,19 @@ def test_bad_input_is_named(digits):
             pipeline.image_to_image(digits, [1], strength=strength)
     with pytest.raises(ValueError, match=r"images must lie in \[-1, 1\], got values up to 255"):
         pipeline.image_to_image(255 * digits.abs(), [1])
-    with pytest.raises(TypeError, match="images must be a tensor .* or PIL images, got str"):
+    with pytest.raises(TypeError, match=r"images must be a tensor .* or PIL images, got str"):
         pipeline.image_to_image("cat.png", [1])
     with pytest.raises(ValueError, match=r"give \(N, C, H, W\)"):
         pipeline.image_to_image(digits[0], [1])
-    with pytest.raises(ValueError, match="the mask paints nothing"):
+    with pytest.raises(ValueError, match=r"the mask paints nothing"):
         pipeline.inpaint(digits, torch.zeros(8, 8), [1, 2, 3])
     with pytest.raises(ValueError, match=r"the mask has shape \(1, 4, 4\); give \(8, 8\)"):
         pipeline.inpaint(digits, torch.ones(4, 4), [1, 2, 3])
-    with pytest.raises(ValueError, match="num_images must be 2 or more"):
+    with pytest.raises(ValueError, match=r"num_images must be 2 or more"):
         pipeline.interpolate((1, 2), num_images=1)
-    with pytest.raises(ValueError, match="give two class_labels and two seeds"):
+    with pytest.raises(ValueError, match=r"give two class_labels and two seeds"):
         pipeline.interpolate((1, 2, 3))
-    with pytest.raises(TypeError, match="unknown option 'steps'; editing takes sampler, num_inference_steps"):
+    with pytest.raises(TypeError, match=r"unknown option 'steps'; editing takes sampler, num_inference_steps"):
         pipeline.image_to_image(digits, [1], steps=3)
 
 

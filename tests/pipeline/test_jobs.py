@@ -66,7 +66,7 @@ def test_a_stopped_job_makes_only_what_is_missing(tmp_path, monkeypatch):
 
     made = []
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     original = type(tiny()).__call__
@@ -74,17 +74,17 @@ def test_a_stopped_job_makes_only_what_is_missing(tmp_path, monkeypatch):
     def counted(self, *arguments, **options):
         made.append(options["first_index"])
         if len(made) == 3:
-            raise Killed
+            raise KilledError
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(type(tiny()), "__call__", counted)
     path = tmp_path / "stopped.npz"
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         sample_to_disk(tiny(), path, 12, seed=5, shard_size=3)
     assert not path.exists()
-    with pytest.raises(ValueError, match="holds samples of another job: .*seed"):
+    with pytest.raises(ValueError, match=r"holds samples of another job: .*seed"):
         sample_to_disk(tiny(), path, 12, seed=6, shard_size=3)
-    with pytest.raises(ValueError, match="holds samples of another job: .*guidance"):
+    with pytest.raises(ValueError, match=r"holds samples of another job: .*guidance"):
         sample_to_disk(tiny(), path, 12, seed=5, shard_size=3, guidance_scale=3.0)
     sample_to_disk(tiny(), path, 12, seed=5, shard_size=3)
     assert made == [0, 3, 6, 6, 9]
@@ -102,14 +102,14 @@ def test_what_is_there_is_not_written_over(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(OSError, match=r"file"):
         sample_to_disk(tiny(), tmp_path / "file" / "all.npz", 2)
 
 
 def test_launchers_tell_the_process():
     assert process_of_launcher({}) == (0, 1)
     assert process_of_launcher({"RANK": "1", "WORLD_SIZE": "4"}) == (1, 4)
-    with pytest.raises(ValueError, match="RANK=4 and WORLD_SIZE=4 .* contradict"):
+    with pytest.raises(ValueError, match=r"RANK=4 and WORLD_SIZE=4 .* contradict"):
         process_of_launcher({"RANK": "4", "WORLD_SIZE": "4"})
 
 
