@@ -753,8 +753,8 @@ def test_the_layout_of_diffusers_is_named(tmp_path):
     state = {"pos_embed.proj.weight": torch.randn(4, 1, 2, 2), "transformer_blocks.0.attn1.to_q.weight": torch.eye(3)}
     result = verify_state("dit_ti_2", state, tmp_path)
     assert result.hints == (
-        "The names are those of the diffusers library, whose files have another layout. This release does not read "
-        "it; take the authors' own file.",
+        "The names are those of the diffusers library, whose files have another layout. Take the authors' own file, or "
+        "read the whole folder with ditzoo.interop.load_diffusers().",
     )
 
 
