@@ -144,6 +144,11 @@ class LatentCodec:
         autoencoder.disable_tiling()
 
     @property
+    def autoencoder(self) -> Any:
+        """The autoencoder itself, whose own encode and decode know nothing of scale and shift."""
+        return self._autoencoder
+
+    @property
     def device(self) -> torch.device:
         """Where the autoencoder computes; inputs are moved there."""
         device: torch.device = self._autoencoder.device
