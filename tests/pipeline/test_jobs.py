@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,10 +21,16 @@ from tests.pipeline.pipes import tiny
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def command(*arguments: str, **environment: str) -> subprocess.Popen:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+def command(*arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "ditzoo", "sample", "dit_ti_2.digits", *arguments],
-        env={**ONE_THREAD, **environment},
+        env=ONE_THREAD,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -168,8 +175,8 @@ def test_errors_of_the_command_are_one_line(arguments, message, capsys, tmp_path
 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_split_over_processes(tmp_path):
-    """A process is killed outright, two others finish its job, and the samples are those of an undisturbed one."""
-    options = ["--num", "2000", "--steps", "4", "--seed", "3"]
+    """One process is killed outright, two of torchrun's finish its job; the samples are those of an undisturbed one."""
+    options = ["--num-images", "2000", "--steps", "4", "--seed", "3"]
     assert command(*options, "--out", str(tmp_path / "whole.npz")).wait() == 0
     path = tmp_path / "killed.npz"
     victim = command(*options, "--out", str(path))
@@ -182,7 +189,16 @@ def test_killed_at_any_moment_and_split_over_processes(tmp_path):
     assert not path.exists()
     finished = len(list(parts.glob("shard-*.npz")))
     assert 1 <= finished < 4
-    both = [command(*options, "--out", str(path), RANK=str(rank), WORLD_SIZE="2") for rank in (0, 1)]
-    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+    ]
+    job = [*launcher, "-m", "ditzoo", "sample", "dit_ti_2.digits", *options, "--out", str(path)]
+    subprocess.run(job, env=ONE_THREAD, check=True, timeout=300, capture_output=True)
     for first, second in zip(read(tmp_path / "whole.npz"), read(path), strict=True):
         assert np.array_equal(first, second)
