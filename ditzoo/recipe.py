@@ -37,8 +37,25 @@ _DISCRETE: tuple[Schedule, ...] = ("linear", "scaled_linear", "cosine")
 _FLOWS: tuple[Schedule, ...] = ("flow_linear", "flow_gvp", "flow_vp")
 #: These solve for x0 or noise between two noise levels, whatever the process.
 _ANY_PROCESS: tuple[Sampler, ...] = ("ddim", "dpmpp_2m", "dpmpp_3m", "dpmpp_3s", "dpm_3s", "unipc", "edm_heun")
-#: These need the process's derivative in time, which tables of a thousand levels do not have.
-_CONTINUOUS_TIME: tuple[Sampler, ...] = ("euler", "heun", "dopri5", "euler_maruyama", "heun_maruyama")
+#: samplers of the schedules that are tables of noise levels
+DISCRETE_SAMPLERS: tuple[Sampler, ...] = ("ddpm", *_ANY_PROCESS)
+#: samplers of the schedules in continuous time; the last five need its derivative, which tables do not have
+CONTINUOUS_SAMPLERS: tuple[Sampler, ...] = (
+    *_ANY_PROCESS,
+    "euler",
+    "heun",
+    "dopri5",
+    "euler_maruyama",
+    "heun_maruyama",
+)
+#: the noisiest (for flows: cleanest) time of the schedules in continuous time
+_LATEST: dict[Schedule, float] = {
+    "continuous_vp": 1.0,
+    "flow_linear": 1.0,
+    "flow_gvp": 1.0,
+    "flow_vp": 1.0,
+    "edm": 80.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +149,7 @@ class Recipe:
     guidance: Guidance = field(default_factory=Guidance)
     sampler: Sampler = "ddim"
     num_inference_steps: int = 50
-    """steps of the sampler; `ditzoo.diffusion.get_sampler` tells what one costs"""
+    """steps of the sampler; `ditzoo.diffusion.count_evaluations` tells what they cost"""
     sampler_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """keyword arguments of the sampler that differ from its defaults, such as `{"eta": 1.0}` of `"ddim"`"""
     latent_codec: str | None = None
@@ -160,6 +177,8 @@ class Recipe:
             raise TypeError(
                 f"guidance must be a Guidance, got {self.guidance!r}; Recipe.from_dict() takes plain dicts."
             )
+        if not isinstance(self.sampler_options, Mapping):
+            raise TypeError(f"sampler_options must be a mapping of names to values, got {self.sampler_options!r}.")
         object.__setattr__(self, "sampler_options", dict(self.sampler_options))
         self._check_numbers()
         self._check_prediction()
@@ -186,10 +205,15 @@ class Recipe:
                 )
         if self.end_time is not None:
             _check_number("end_time", self.end_time)
-            if self.is_discrete or self.end_time <= 0:
+            if self.is_discrete:
                 raise ValueError(
-                    f"end_time must be above 0 and goes with schedules in continuous time, got {self.end_time} for "
-                    f"{self.schedule!r}; use None."
+                    f"end_time goes with schedules in continuous time, got {self.end_time} for {self.schedule!r}; use "
+                    "None."
+                )
+            if not 0 < self.end_time <= _LATEST[self.schedule]:
+                raise ValueError(
+                    f"end_time must be above 0 and at most {_LATEST[self.schedule]:g} under {self.schedule!r}, or "
+                    f"None, got {self.end_time}."
                 )
         if self.min_snr_gamma is not None:
             _check_number("min_snr_gamma", self.min_snr_gamma)
@@ -263,9 +287,17 @@ class Recipe:
         return self.schedule in _DISCRETE
 
     @property
+    def last_network_time(self) -> float:
+        """The largest time that networks are told."""
+        if self.schedule == "edm":
+            return math.log(_LATEST["edm"]) / 4
+        latest = self.num_train_timesteps - 1 if self.is_discrete else _LATEST[self.schedule]
+        return self.time_offset + self.time_scale * latest
+
+    @property
     def samplers(self) -> tuple[Sampler, ...]:
         """The samplers that go with this schedule."""
-        return ("ddpm", *_ANY_PROCESS) if self.is_discrete else (*_ANY_PROCESS, *_CONTINUOUS_TIME)
+        return DISCRETE_SAMPLERS if self.is_discrete else CONTINUOUS_SAMPLERS
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe; `from_dict` gives the same recipe back."""
@@ -280,8 +312,11 @@ class Recipe:
 
         Raises:
             ValueError: for a key that no recipe has, or a value out of range.
+            TypeError: for a value of the wrong type.
         """
         guidance = values.get("guidance", {})
+        if not isinstance(guidance, Mapping):
+            raise TypeError(f"guidance must be a mapping of names to values, got {guidance!r}.")
         unknown = set(values) - {f.name for f in fields(cls)} | set(guidance) - {f.name for f in fields(Guidance)}
         if unknown:
             raise ValueError(f"unknown recipe entries: {', '.join(sorted(unknown))}.")

@@ -50,7 +50,7 @@ class ModelInfo:
         licence: of those weights; None for a bare name.
         data: what they were trained on; None for a bare name.
         recipe: how the authors train and sample these weights; for a bare name, the published weights of its size or
-            else of its family. None for a model registered without one.
+            else of its family. None for a model registered without one. That of a tag names licence and source.
         packaged: whether the weights come with ditzoo, so that `create(name, pretrained=True)` loads them.
         unused: weights that the state dict has, as the original's does, and that change no output.
     """
@@ -272,6 +272,9 @@ def _model_info(name: str) -> ModelInfo:
     architecture = entry.architecture
     with torch.device("meta"):
         model = architecture.model_cls(**_config(architecture, checkpoint))
+    recipe = (checkpoint.recipe if checkpoint else None) or entry.recipe
+    if recipe is not None and checkpoint is not None:
+        recipe = replace(recipe, licence=checkpoint.licence, source=checkpoint.source)
     return ModelInfo(
         name=name,
         family=entry.family,
@@ -286,7 +289,7 @@ def _model_info(name: str) -> ModelInfo:
         source=checkpoint.source if checkpoint else None,
         licence=checkpoint.licence if checkpoint else None,
         data=checkpoint.data if checkpoint else None,
-        recipe=(checkpoint.recipe if checkpoint else None) or entry.recipe,
+        recipe=recipe,
         packaged=bool(checkpoint and checkpoint.packaged),
         unused=tuple(model.unused_weights()),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from ditzoo.summary.words import (
     guidance_formula,
     guided_channels,
     mask_ratio,
-    not_computed,
     unused_groups,
 )
 from ditzoo.weights.published import PUBLISHED_COSTS
@@ -136,7 +135,7 @@ def cost_table() -> str:
 
 
 def recipe_table(family: str) -> str:
-    """How the authors train and sample, one row for each recipe of the family, and what of it is not in ditzoo."""
+    """How the authors train and sample, one row for each recipe of the family."""
     names: dict[Recipe, list[str]] = {}
     for name in ditzoo.list_models(family=family, pretrained=True):
         names.setdefault(_recipe(name), []).append(f"`{name}`")
@@ -160,9 +159,7 @@ def recipe_table(family: str) -> str:
     ]
     header = ("weights", "prediction", "schedule", "guidance", "sampler", "autoencoder")
     masked = ("masked",) if rows and len(rows[0]) > len(header) else ()
-    absent = sorted({part for recipe in names for part in not_computed(recipe)})
-    note = f"\n\nNot computed by this release: {', '.join(f'`{part}`' for part in absent)}." if absent else ""
-    return _table((*header, *masked), rows, right=set()) + note
+    return _table((*header, *masked), rows, right=set())
 
 
 def guidance_table() -> str:
@@ -298,12 +295,11 @@ def _by_family_and_cost(names: Iterable[str]) -> list[str]:
 def _recipe(name: str) -> Recipe:
     recipe = ditzoo.model_info(name).recipe
     assert recipe is not None, f"{name} has no recipe"
-    return recipe
+    return replace(recipe, licence=None, source=None)  # which differ between weights that are sampled alike
 
 
 def _schedule(recipe: Recipe) -> str:
-    continuous = recipe.is_flow or recipe.schedule == "continuous_vp"
-    return f"`{recipe.schedule}`" + ("" if continuous else f", T = {recipe.num_train_timesteps:,}")
+    return f"`{recipe.schedule}`" + (f", T = {recipe.num_train_timesteps:,}" if recipe.is_discrete else "")
 
 
 def _guidance(guidance: Guidance) -> str:

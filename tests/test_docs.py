@@ -133,8 +133,8 @@ def test_guidance_in_tables_is_that_of_the_recipes():
         assert (recipe.sampler, recipe.num_inference_steps) == (sampler, steps)
         assert recipe.guidance.is_off if not values else recipe.guidance == ditzoo.recipe.Guidance(**values)
     assert found["dit_xl_2.in256"] == ({"scale": 1.5, "channels": 3}, "ddpm", 250)
-    assert found["uvit_h_4.in512"] == ({"scale": 0.7, "convention": "uvit"}, "dpm_solver++", 50)
-    assert found["uvit_l_4.in64"] == ({}, "dpm_solver", 50)
+    assert found["uvit_h_4.in512"] == ({"scale": 0.7, "convention": "uvit"}, "dpmpp_3s", 50)
+    assert found["uvit_l_4.in64"] == ({}, "dpm_3s", 50)
     assert found["diffit_xl_2.in256"][0] == {"scale": 4.4, "channels": 3, "schedule": "power_cosine", "power": 4.0}
     assert found["sit_xl_2.in256"] == ({"scale": 1.5, "channels": 3}, "heun", 125)
 
@@ -379,12 +379,12 @@ def test_size_tables_hold_the_options_in_which_a_family_differs():
     assert "| tokens |\n" in hooks().size_table("sit")
 
 
-def test_recipe_tables_tell_what_is_not_computed():
+def test_recipe_tables_have_a_row_for_each_recipe():
     table = hooks().recipe_table("uvit").replace("\N{NO-BREAK SPACE}", " ")
     guidance = "c + 0.7 (c \N{MINUS SIGN} u), all channels"
-    assert f"| {guidance} | `dpm_solver`, 50 steps | `autoencoder_kl`, times 0.18215 |" in table
-    assert table.endswith("release: `continuous_vp`, `dpm_solver`, `dpm_solver++`, `euler_maruyama`.")
-    assert "Not computed" not in hooks().recipe_table("sit")
+    assert f"| {guidance} | `dpm_3s`, 50 steps | `autoencoder_kl`, times 0.18215 |" in table
+    assert "| `uvit_l_4.in64`, `uvit_m_4.in64` | epsilon | `continuous_vp` | none | `dpm_3s`, 50 steps | none" in table
+    assert table.count("\n") == 7  # of nine weights, two of them twice
     assert hooks().recipe_table("mdt").count("s up to 3.8, power 4, first 3 channels") == 2
     assert "| 0.3 to 0.5 |" in hooks().recipe_table("mdt")
 

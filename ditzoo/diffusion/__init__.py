@@ -2,7 +2,16 @@
 
 from ditzoo.diffusion.draws import StepNoise, TrainingDraws, draw_training, sample_labels, sample_noise
 from ditzoo.diffusion.guidance import guidance_scale, guide
-from ditzoo.diffusion.losses import LossTerms, denoising_loss, loss_terms, training_loss
+from ditzoo.diffusion.losses import (
+    LossTerms,
+    denoising_loss,
+    denoising_terms,
+    loss_terms,
+    min_snr_weight,
+    prior_bits,
+    training_loss,
+    variational_bound,
+)
 from ditzoo.diffusion.process import (
     EDM,
     ContinuousVP,
@@ -18,6 +27,7 @@ from ditzoo.diffusion.samplers import (
     NonFiniteSampleError,
     SamplerInfo,
     SamplingStep,
+    count_evaluations,
     ddim_sample,
     ddpm_sample,
     dopri5_sample,
@@ -50,9 +60,11 @@ __all__ = [
     "SamplingStep",
     "StepNoise",
     "TrainingDraws",
+    "count_evaluations",
     "ddim_sample",
     "ddpm_sample",
     "denoising_loss",
+    "denoising_terms",
     "dopri5_sample",
     "dpm_3s_sample",
     "dpmpp_2m_sample",
@@ -70,9 +82,12 @@ __all__ = [
     "loss_terms",
     "make_betas",
     "make_process",
+    "min_snr_weight",
+    "prior_bits",
     "sample_labels",
     "sample_noise",
     "space_timesteps",
     "training_loss",
     "unipc_sample",
+    "variational_bound",
 ]

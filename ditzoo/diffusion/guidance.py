@@ -26,8 +26,9 @@ def guide(
 ) -> Denoiser:
     """A guided version of `model`, of the same signature.
 
-    The conditional and the unconditional half run as one batch; where the guidance is off, also at a single time, only
-    the conditional one runs. Channels that are not guided, and a learned variance, are the conditional prediction's.
+    The conditional and the unconditional half run as one batch. Where the guidance is off, always, outside its interval
+    or because a schedule has not risen yet, the conditional one runs alone. Channels that are not guided, and a learned
+    variance, are the conditional prediction's.
 
     Args:
         model: called as model(x, t, y) with x (B, C, H, W), t (B,) and y (B,).
@@ -55,7 +56,8 @@ def guide(
         raise ValueError("guidance in an interval needs process=, which tells the noise level of a time.")
 
     def guided(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        if guidance.interval is not None and not _inside(guidance.interval, process, t):
+        scale = guidance_scale(guidance, t, num_train_timesteps)
+        if _off_at(guidance, scale) or (guidance.interval and not _inside(guidance.interval, process, t)):
             return model(x, t, y)
         if weak_model is not None:
             conditional, other = model(x, t, y), weak_model(x, t, y)
@@ -63,7 +65,6 @@ def guide(
             conditional, other = _both_halves(model, x, t, y, null_label)
         channels = guidance.channels or x.shape[1]
         c, u = conditional[:, :channels], other[:, :channels]
-        scale = guidance_scale(guidance, t, num_train_timesteps)
         guided_channels = u + scale * (c - u) if guidance.convention == "dit" else c + scale * (c - u)
         return torch.cat([guided_channels, conditional[:, channels:]], dim=1)
 
@@ -80,6 +81,11 @@ def _both_halves(
     labels = torch.cat([y, torch.full_like(y, null_label)])
     conditional, unconditional = model(torch.cat([x, x]), torch.cat([t, t]), labels).chunk(2)
     return conditional, unconditional
+
+
+def _off_at(guidance: Guidance, scale: Tensor | float) -> bool:
+    """Whether the scale of these times guides none of them: power-cosine does not while there is almost only noise."""
+    return isinstance(scale, Tensor) and bool((scale == guidance.off).all())
 
 
 def _inside(interval: tuple[float, float], process: Process | None, t: Tensor) -> bool:

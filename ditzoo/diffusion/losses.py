@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,16 +85,17 @@ def _squared_error(process: Process, x0: Tensor, noise: Tensor, prediction: Tens
 def _weight(process: Process, t: Tensor) -> Tensor | None:
     """Weights of the squared errors at times t, (B,); None where all are 1."""
     if isinstance(process, GaussianDiffusion) and process.recipe.min_snr_gamma is not None:
-        return min_snr_weight(process, t)
+        return min_snr_weight(process, t).float().to(t.device)
     if isinstance(process, FlowMatching) and process.loss_weighting != "none":
         return flow_weight(process, t, process.loss_weighting)
     return None
 
 
 def min_snr_weight(process: GaussianDiffusion, t: Tensor) -> Tensor:
-    """Min-SNR weights (section 3.4 of arXiv:2303.09556) of the process's prediction at timesteps t, (B,) float32."""
-    alpha, sigma = process.alpha_sigma(t)
-    snr = (alpha / sigma).square().flatten()
+    """Min-SNR weights (section 3.4 of arXiv:2303.09556) of the process's prediction at timesteps t, (B,) float64 on
+    the CPU."""
+    alpha, sigma = process.levels(t.cpu())
+    snr = (alpha / sigma).square()
     capped = snr.clamp(max=process.recipe.min_snr_gamma)
     return {"epsilon": capped / snr, "sample": capped, "v_prediction": capped / (snr + 1)}[process.prediction]
 
@@ -151,7 +152,7 @@ def _normal_cdf(z: Tensor) -> Tensor:
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
 
 
-def denoising_loss(
+def denoising_terms(
     model: Callable[..., Tensor],
     process: Process,
     x0: Tensor,
@@ -161,8 +162,8 @@ def denoising_loss(
     null_label: int | None = None,
     class_dropout_prob: float = 0.0,
     mask: object = None,
-) -> Tensor:
-    """The loss of one pass, one number a sample: (B,) float32. The process's recipe decides which.
+) -> LossTerms:
+    """The loss of one pass and its parts, one number a sample. The process's recipe decides which.
 
     Args:
         model: called as model(x_t, t, y, mask=mask).
@@ -182,7 +183,14 @@ def denoising_loss(
         y = torch.where(draws.label_uniform.to(y.device) < class_dropout_prob, null_label, y)
     x = process.add_noise(x0, noise, t)
     output = process.call(model, x, t, y, mask=mask)
-    return loss_terms(process, x0, x, noise, output, t).loss
+    return loss_terms(process, x0, x, noise, output, t)
+
+
+def denoising_loss(
+    model: Callable[..., Tensor], process: Process, x0: Tensor, y: Tensor | None, draws: TrainingDraws, **options: Any
+) -> Tensor:
+    """The loss of one pass, one number a sample: (B,) float32. Arguments and errors as `denoising_terms`."""
+    return denoising_terms(model, process, x0, y, draws, **options).loss
 
 
 def training_loss(
@@ -197,7 +205,7 @@ def training_loss(
     mask: object = None,
 ) -> Tensor:
     """The loss of a step, a scalar: the plain pass and, where `mask` is given, MDT's masked one, each weighted 1
-    (section 3.4 of arXiv:2303.14389). Arguments as `denoising_loss`, with one set of draws a pass.
+    (section 3.4 of arXiv:2303.14389). Arguments as `denoising_terms`, with one set of draws a pass.
 
     Raises:
         ValueError: for another number of draws than passes.

@@ -79,6 +79,8 @@ class DiffusionTransformer(nn.Module):
     constant_buffers: ClassVar[tuple[str, ...]] = ()
     #: False where the network has weights for a variance and forward drops it, as SiT's does
     returns_variance: ClassVar[bool] = True
+    #: the last time that the network embeds; None where it takes the thousand timesteps, and fractions as well
+    last_time: ClassVar[float | None] = None
     #: tokens in front of the patch tokens
     num_extra_tokens: int = 0
 
@@ -177,6 +179,22 @@ class DiffusionTransformer(nn.Module):
     def dtype(self) -> torch.dtype:
         """Precision of the weights."""
         return next(self.parameters()).dtype
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Refuse a recipe that would tell the network times that it does not embed: SiT's run from 0 to 1.
+
+        The other way round nothing is wrong: a network that takes timesteps can be trained as a flow.
+
+        Raises:
+            ValueError: naming both ranges and the remedy.
+        """
+        told = recipe.last_network_time
+        if self.last_time is not None and told > self.last_time:
+            raise ValueError(
+                f"{type(self).__name__} embeds times from 0 to {self.last_time:g}, and the recipe's schedule "
+                f"{recipe.schedule!r} tells it times up to {told:g}; use a flow's schedule, or a smaller "
+                "time_scale."
+            )
 
     def num_tokens(self, height: int | None = None, width: int | None = None) -> int:
         """Patch tokens of one input of the given size in pixels or latents (default: `input_size`)."""

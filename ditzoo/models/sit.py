@@ -30,6 +30,7 @@ class SiT(DiT):
     """
 
     returns_variance = False
+    last_time = 1.0
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, *, mask: TokenMask | None = None) -> Tensor:
         return super().forward(x, t, y, mask=mask)[:, : self.out_channels]  # (B, C, H, W)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from ditzoo import registry
-from ditzoo.diffusion import SAMPLERS
+from ditzoo.diffusion import count_evaluations
 from ditzoo.metrics import MacCount, count_macs
 from ditzoo.models import FAMILIES, DiffusionTransformer, Family
 from ditzoo.recipe import Guidance, Recipe
@@ -18,7 +18,6 @@ from ditzoo.summary.words import (
     guidance_formula,
     guided_channels,
     mask_ratio,
-    not_computed,
     unused_groups,
 )
 
@@ -32,6 +31,8 @@ _PREDICTIONS = {
     "v_prediction": "alpha * noise - sigma * data",
     "sample": "the data",
     "velocity": "data - noise",
+    "score": "minus the noise over its standard deviation",
+    "edm": "what EDM's preconditioning makes the data of",
 }
 _SCHEDULES = {
     "linear": "DDPM's",
@@ -39,6 +40,9 @@ _SCHEDULES = {
     "cosine": "of arXiv:2102.09672",
     "continuous_vp": "the variance-preserving SDE, in continuous time",
     "flow_linear": "the straight line from noise at time 0 to data at time 1",
+    "flow_gvp": "a quarter circle from noise at time 0 to data at time 1",
+    "flow_vp": "the variance-preserving path from noise at time 0 to data at time 1",
+    "edm": "noise added to unscaled data, up to a standard deviation of 80",
 }
 
 
@@ -153,24 +157,25 @@ def _recipe(recipe: Recipe | None, in_channels: int) -> Iterator[_Line]:
         yield "", "none given"
         return
     yield "prediction", f"{recipe.prediction}: {_PREDICTIONS[recipe.prediction]}"
-    continuous = recipe.is_flow or recipe.schedule == "continuous_vp"
-    steps = "" if continuous else f"; {recipe.num_train_timesteps:,} timesteps"
+    steps = f"; {recipe.num_train_timesteps:,} timesteps" if recipe.is_discrete else ""
     yield "schedule", f"{recipe.schedule}: {_SCHEDULES[recipe.schedule]}{steps}"
-    absent = not_computed(recipe)
-    if recipe.schedule in absent:
-        yield "", "This release does not compute this schedule."
     yield "guidance", _guidance(recipe.guidance, recipe.num_train_timesteps, in_channels)
-    evaluations = recipe.num_inference_steps * (2 if recipe.sampler == "heun" else 1)
-    passes = evaluations * (1 if recipe.guidance.is_off else 2)
-    yield "sampler", f"{recipe.sampler}, {recipe.num_inference_steps:,} steps: {passes:,} forward passes an image"
-    if recipe.sampler in absent:
-        yield "", f"This release does not have this sampler; it has {', '.join(SAMPLERS)}."
+    yield "sampler", _sampler(recipe)
     codec = f"{recipe.latent_codec}, latents times {recipe.latent_scale:g}"
     yield "autoencoder", codec if recipe.latent_codec else "none: the model sees pixels"
     if recipe.mask_ratio is not None:
         drawn = ", drawn anew each step" if recipe.mask_ratio_spread else ""
         yield "masking", f"{mask_ratio(recipe)} of the tokens{drawn}, in a second pass over each training image"
     yield "samples from", {"ema": "the moving average of the weights", "raw": "the last weights"}[recipe.weights]
+
+
+def _sampler(recipe: Recipe) -> str:
+    """Name, steps and cost."""
+    evaluations = count_evaluations(recipe)
+    if evaluations is None:
+        return f"{recipe.sampler}: as many forward passes as its tolerance asks for"
+    passes = evaluations * (1 if recipe.guidance.is_off else 2)
+    return f"{recipe.sampler}, {recipe.num_inference_steps:,} steps: {passes:,} forward passes an image"
 
 
 def _guidance(guidance: Guidance, timesteps: int, in_channels: int) -> str:

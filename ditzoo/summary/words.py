@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ditzoo.diffusion import get_sampler, make_process
 from ditzoo.layers import UnusedWeights
 from ditzoo.recipe import Guidance, Recipe
 
@@ -33,17 +32,6 @@ def mask_ratio(recipe: Recipe) -> str:
         return "none"
     most = f" to {recipe.mask_ratio + recipe.mask_ratio_spread:g}" if recipe.mask_ratio_spread else ""
     return f"{recipe.mask_ratio:g}{most}"
-
-
-def not_computed(recipe: Recipe) -> list[str]:
-    """Which of a recipe's sampler and schedule this release only states."""
-    absent: list[str] = []
-    for part, compute in ((recipe.sampler, get_sampler), (recipe.schedule, make_process)):
-        try:
-            compute(recipe)
-        except ValueError:
-            absent.append(part)
-    return absent
 
 
 class UnusedGroup(NamedTuple):

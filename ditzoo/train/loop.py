@@ -92,8 +92,8 @@ def train(
 
     Raises:
         FloatingPointError: at the first loss that is not finite, naming step and loss.
-        ValueError: if the recipe masks tokens and the model takes no masks, if there are no images, or not as many
-            labels as images.
+        ValueError: if the recipe masks tokens and the model takes no masks, or tells times that the model does not
+            embed; if there are no images, or not as many labels as images.
     """
     if len(images) == 0:
         raise ValueError("there are no images to train on: images is empty.")
@@ -104,6 +104,7 @@ def train(
             f"the recipe masks tokens (mask_ratio={recipe.mask_ratio}) but {type(model).__name__} takes no masks; "
             "use a recipe with mask_ratio=None."
         )
+    model.check_recipe(recipe)
     process = make_process(recipe)
     ema = copy.deepcopy(model).eval()
     # Lists, because to walk a tree of modules in every step takes a tenth of a tiny model's time.

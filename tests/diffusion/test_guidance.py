@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditzoo.diffusion import guide
+from ditzoo.diffusion import ddim_sample, ddpm_sample, euler_sample, guidance_scale, guide
 from ditzoo.recipe import Guidance
+from tests.diffusion.mixture import KINDS, process_of
 
 NULL = 10
 scales = st.floats(-2, 8)
@@ -131,6 +132,178 @@ def test_power_cosine_knows_the_length_of_the_process():
     long = guide(Network(), guidance, NULL)(x, torch.tensor([500] * 3), y)
     short = guide(Network(), guidance, NULL, num_train_timesteps=100)(x, torch.tensor([50] * 3), y)
     torch.testing.assert_close(short + 0.45, long)  # the network's own dependence on t
+
+
+# No second pass where it would change nothing.
+
+
+@pytest.mark.parametrize(("convention", "off"), [("dit", 1.0), ("uvit", 0.0)])
+def test_a_schedule_that_has_not_risen_yet_needs_no_second_pass(convention, off):
+    guidance = Guidance(scale=4.0, convention=convention, schedule="power_cosine")
+    x, _, y = batch()
+    network = Network()
+    early = torch.tensor([999, 990, 980])  # where cos(pi (1 - t / 1000)^4) is 1 in float32
+    assert guidance_scale(guidance, early).flatten().tolist() == [off] * 3
+    output = guide(network, guidance, NULL)(x, early, y)
+    assert [len(seen) for seen, _, _ in network.calls] == [3]
+    assert torch.equal(output, Network()(x, early, y))
+    guide(network, guidance, NULL)(x, torch.tensor([999, 990, 500]), y)  # one of them is guided
+    assert [len(seen) for seen, _, _ in network.calls] == [3, 6]
+
+
+def test_a_guided_trajectory_counts_its_rows():
+    """Of 50 steps those above timestep 900 see half as many rows as the others."""
+    network = Network(out_channels=4)
+    guidance = Guidance(scale=3.8, channels=3, schedule="power_cosine")
+    this = process_of("linear", "sample")
+    x, _, y = batch()
+    noise = {"step_noise": lambda step: torch.zeros_like(x)}
+    ddpm_sample(guide(network, guidance, NULL), this, x, y, num_inference_steps=50, **noise)
+    rows = {int(t[0]): len(seen) for seen, t, _ in network.calls}
+    assert len(rows) == 50
+    assert {t for t, count in rows.items() if count == 3} == {t for t in rows if t > 900}
+    assert {count for t, count in rows.items() if t < 900} == {6}
+
+
+# Only in an interval of noise levels.
+
+
+@pytest.mark.parametrize("kind", [*KINDS[:1], ("scaled_linear", "epsilon"), *KINDS[9:10], *KINDS[12:13], KINDS[-1]])
+def test_an_interval_is_guided_and_nothing_else(kind):
+    this = process_of(*kind)
+    guidance = Guidance(scale=3.0, interval=(0.3, 2.0))
+    network, x, y = Network(), *batch()[::2]
+    guided = guide(network, guidance, NULL, process=this)
+    for level, inside in ((5.0, False), (1.99, True), (1.0, True), (0.31, True), (0.29, False), (0.05, False)):
+        time = this.time_at(-math.log(level))
+        t = this.network_time(torch.full((3,), time, dtype=torch.float64))
+        network.calls.clear()
+        output = guided(x, t, y)
+        assert [len(seen) for seen, _, _ in network.calls] == [6 if inside else 3], level
+        plain = Network()(x, t, y)
+        assert torch.equal(output, plain) != inside
+        if inside:
+            torch.testing.assert_close(output, guide(Network(), Guidance(scale=3.0), NULL)(x, t, y))
+
+
+def test_the_interval_is_open_below_and_closed_above():
+    this = process_of("edm", "edm")
+    network, x, y = Network(), *batch()[::2]
+    level = this.noise_level(this.process_time(math.log(2.0) / 4))
+    for interval, rows in (((1.0, level), 6), ((level, 3.0), 3)):
+        network.calls.clear()
+        guide(network, Guidance(scale=3.0, interval=interval), NULL, process=this)(
+            x, torch.full((3,), math.log(2.0) / 4, dtype=torch.float64), y
+        )
+        assert [len(seen) for seen, _, _ in network.calls] == [rows]
+
+
+def test_a_sampler_outside_the_interval_makes_no_null_pass():
+    network, this = Network(), process_of("flow_linear", "velocity")
+    x, _, y = batch()
+    guided = guide(network, Guidance(scale=2.0, interval=(0.5, 3.0)), NULL, process=this)
+    euler_sample(guided, this, 1e-3 * x, y, num_inference_steps=20)
+    levels = [this.noise_level(float(t[0])) if t[0] > 0 else math.inf for _, t, _ in network.calls]
+    assert [len(seen) for seen, _, _ in network.calls] == [6 if 0.5 < level <= 3.0 else 3 for level in levels]
+    assert {3, 6} == {len(seen) for seen, _, _ in network.calls}
+
+
+# By a weaker model.
+
+
+class Weak(Network):
+    def __call__(self, x, t, y):
+        return super().__call__(x, t, y) / 2 - 1
+
+
+@given(scale=scales)
+@pytest.mark.parametrize("convention", ["dit", "uvit"])
+def test_autoguidance_by_its_formula(convention, scale):
+    x, t, y = batch()
+    strong, weak = Network(), Weak()
+    guidance = Guidance(scale=scale, kind="autoguidance", convention=convention)
+    output = guide(strong, guidance, None, weak_model=weak)(x, t, y)
+    c, w = Network()(x, t, y), Weak()(x, t, y)
+    expected = w + scale * (c - w) if convention == "dit" else c + scale * (c - w)
+    torch.testing.assert_close(output, c if guidance.is_off else expected, rtol=1e-4, atol=1e-4)
+    # Both see the labels; neither a null label.
+    assert all(torch.equal(labels, y) for _, _, labels in strong.calls + weak.calls)
+    assert len(weak.calls) == (0 if guidance.is_off else 1)
+
+
+def test_autoguidance_needs_no_labels():
+    x, t, _ = batch()
+    unlabelled = lambda x, t, y: x * (2 if y is None else 0)  # noqa: E731
+    guided = guide(unlabelled, Guidance(scale=3.0, kind="autoguidance"), None, weak_model=lambda x, t, y: x)
+    torch.testing.assert_close(guided(x, t, None), 4 * x)
+
+
+def test_autoguidance_in_an_interval_and_on_some_channels():
+    this = process_of("edm", "edm")
+    x, _, y = batch()
+    guidance = Guidance(scale=2.0, kind="autoguidance", channels=1, interval=(0.3, 2.0))
+    weak = Weak()
+    guided = guide(Network(), guidance, None, process=this, weak_model=weak)
+    for level, calls in ((1.0, 1), (5.0, 1)):
+        t = this.network_time(torch.full((3,), level))
+        c, w = Network()(x, t, y), Weak()(x, t, y)
+        output = guided(x, t, y)
+        assert len(weak.calls) == calls
+        torch.testing.assert_close(output[:, :1], (w + 2 * (c - w))[:, :1] if level == 1.0 else c[:, :1])
+        assert torch.equal(output[:, 1:], c[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("guidance", "given", "message"),
+    [
+        (
+            Guidance(scale=2.0, kind="autoguidance"),
+            {},
+            r"autoguidance needs weak_model=, a smaller or less trained model of the same kind",
+        ),
+        (
+            Guidance(scale=2.0),
+            {"weak_model": Weak()},
+            r"weak_model= is for Guidance\(kind='autoguidance'\); classifier-free guidance takes none",
+        ),
+        (
+            Guidance(scale=2.0, interval=(0.1, 1.0)),
+            {},
+            r"guidance in an interval needs process=, which tells the noise level of a time",
+        ),
+    ],
+)
+def test_what_guidance_lacks_is_named(guidance, given, message):
+    with pytest.raises(ValueError, match=message):
+        guide(Network(), guidance, NULL, **given)
+
+
+def test_an_interval_needs_the_whole_process():
+    short = process_of("linear", "epsilon").respace(10)
+    x, t, y = batch()
+    guided = guide(Network(), Guidance(scale=2.0, interval=(0.1, 1.0)), NULL, process=short)
+    with pytest.raises(TypeError, match="cannot tell its times from the network's; use the full one"):
+        guided(x, t, y)
+
+
+def test_guidance_that_is_off_asks_for_nothing():
+    for guidance in (Guidance(kind="autoguidance"), Guidance(interval=(0.1, 1.0))):
+        network = Network()
+        assert guide(network, guidance, None) is network
+
+
+def test_a_guided_sample_is_what_the_formula_gives_at_every_step():
+    """Guidance by hand, in a loop of DDIM."""
+    this = process_of("cosine", "sample")
+    x, _, y = batch()
+
+    def by_hand(x, t, y):
+        c, u = Network()(x, t, y), Network()(x, t, torch.full_like(y, NULL))
+        return torch.cat([(u + 1.7 * (c - u))[:, :3], c[:, 3:]], dim=1)
+
+    guided = guide(Network(), Guidance(scale=1.7, channels=3), NULL)
+    options = {"num_inference_steps": 6}
+    torch.testing.assert_close(ddim_sample(guided, this, x, y, **options), ddim_sample(by_hand, this, x, y, **options))
 
 
 def test_guidance_without_a_null_label_says_why():

@@ -1,13 +1,16 @@
 """The training loop: order of data, schedule, averaging, repeatability, and how it stops."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import ditzoo
+from ditzoo.bench import QUICK
 from ditzoo.data import load_digits_split
+from ditzoo.diffusion import make_process
 from ditzoo.recipe import Recipe
 from ditzoo.train import TrainOptions, train
 from ditzoo.train.loop import _learning_rate_factor, _shuffled
@@ -89,7 +92,7 @@ def test_the_last_batch_may_be_smaller_and_progress_counts_images() -> None:
 @pytest.mark.parametrize("name", ditzoo.list_models("*_ti_2"))
 def test_a_few_steps_on_a_few_images_lower_the_loss(name: str) -> None:
     model = fresh(name)
-    recipe = Recipe(prediction="v_prediction", schedule="cosine", mask_ratio=model.config.get("mask_ratio"))
+    recipe = QUICK.recipe_for(name, model)
     losses = run(model, recipe, num_images=32 * 60, learning_rate=4e-3, warmup_images=0).losses
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
@@ -111,6 +114,64 @@ def test_a_masking_recipe_needs_a_model_with_masks() -> None:
     recipe = Recipe(prediction="v_prediction", schedule="cosine", mask_ratio=0.3)
     with pytest.raises(ValueError, match=r"masks tokens \(mask_ratio=0.3\) but DiT takes no masks"):
         run(fresh(), recipe)
+
+
+def test_a_model_of_unit_times_refuses_timesteps() -> None:
+    message = (
+        r"SiT embeds times from 0 to 1, and the recipe's schedule 'cosine' tells it times up to 999; use a flow's "
+        r"schedule, or a smaller time_scale\."
+    )
+    with pytest.raises(ValueError, match=message):
+        run(fresh("sit_ti_2"))
+    with pytest.raises(ValueError, match=r"'continuous_vp' tells it times up to 999; use a flow's"):
+        run(fresh("sit_ti_2"), replace(RECIPE, schedule="continuous_vp", time_scale=999.0))
+    # Scaled to its range, timesteps are as good as a flow's times; and a network of timesteps can be a flow.
+    run(fresh("sit_ti_2"), replace(RECIPE, time_scale=1 / 999))
+    run(fresh("dit_ti_2"), Recipe(prediction="velocity", schedule="flow_linear", sampler="euler"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "last"),
+    [
+        (RECIPE, 999),
+        (replace(RECIPE, num_train_timesteps=100, time_offset=1.0), 100),
+        (replace(RECIPE, schedule="continuous_vp", time_scale=999.0), 999),
+        (Recipe(prediction="velocity", schedule="flow_linear", sampler="euler"), 1),
+        (Recipe(prediction="edm", schedule="edm"), math.log(80) / 4),
+    ],
+)
+def test_the_last_time_that_a_recipe_tells(recipe: Recipe, last: float) -> None:
+    assert recipe.last_network_time == pytest.approx(last)
+    process = make_process(recipe)
+    start = torch.tensor([max(process.start, process.end if recipe.is_flow else 0)], dtype=torch.float64)
+    assert float(process.network_time(start)) == pytest.approx(last)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parts"),
+    [
+        (Recipe(prediction="epsilon", schedule="linear", variance="learned_range", loss="hybrid"), True),
+        (Recipe(prediction="epsilon", schedule="linear", variance="learned_range", loss="vlb"), True),
+        (Recipe(prediction="epsilon", schedule="scaled_linear", min_snr_gamma=5.0), False),
+        (Recipe(prediction="epsilon", schedule="continuous_vp", time_scale=999.0), False),
+        (Recipe(prediction="velocity", schedule="flow_gvp", sampler="euler"), False),
+        (Recipe(prediction="score", schedule="flow_vp", sampler="euler", loss_weighting="velocity"), False),
+        (Recipe(prediction="edm", schedule="edm"), False),
+    ],
+    ids=lambda value: f"{value.schedule}-{value.prediction}-{value.loss}" if isinstance(value, Recipe) else "",
+)
+def test_every_loss_trains(recipe: Recipe, parts: bool) -> None:
+    losses = run(fresh(learn_sigma=parts), recipe, num_images=32 * 60, learning_rate=4e-3, warmup_images=0).losses
+    assert all(math.isfinite(loss) for loss in losses)
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+def test_a_learned_variance_needs_a_model_that_predicts_one() -> None:
+    recipe = Recipe(prediction="epsilon", schedule="linear", variance="learned_range", loss="hybrid")
+    with pytest.raises(ValueError, match=r"variance is 'learned_range': build the model with learn_sigma=True"):
+        run(fresh(), recipe)
+    with pytest.raises(ValueError, match=r"the recipe trains no variance: build the model with learn_sigma=False"):
+        run(fresh(learn_sigma=True))
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,23 @@ KARRAS_RHO = 7.0
 LOG_SNR_LIMIT = 7.0
 
 
+def exact(t: Tensor) -> Tensor:
+    """Times in float64; on the CPU where their device has none."""
+    return t.cpu().double() if t.device.type == "mps" else t.double()
+
+
+def as_factor(values: Tensor, t: Tensor, x: Tensor | None = None) -> Tensor:
+    """Values at times t (B,) as factors of a batch x, (B, 1, 1, 1) on t's device: float64 if x is, float32 else."""
+    dtype = torch.float64 if x is not None and x.dtype == torch.float64 else torch.float32
+    return values.to(dtype).to(t.device).view(-1, 1, 1, 1)
+
+
+def check_steps(num_steps: object) -> None:
+    """Refuse a number of steps that is no integer."""
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int):
+        raise TypeError(f"num_inference_steps must be an integer, got {num_steps!r}.")
+
+
 class Estimate(NamedTuple):
     """What a network's prediction says about a noisy sample.
 
@@ -49,9 +66,14 @@ class Process:
         prediction: what the network returns.
         time_scale: see `Recipe.time_scale`.
         time_offset: see `Recipe.time_offset`.
+
+    Raises:
+        ValueError: for a prediction that does not go with the process.
     """
 
     kind: ClassVar[str] = "diffusion"
+    #: what its networks may predict
+    predictions: ClassVar[tuple[Prediction, ...]] = ("epsilon", "v_prediction", "sample")
     #: whether samplers take a last step from `end` to `data`
     has_final_step: ClassVar[bool] = True
     default_spacing: ClassVar[Spacing] = "time"
@@ -62,6 +84,10 @@ class Process:
     data: float
 
     def __init__(self, prediction: Prediction, time_scale: float = 1.0, time_offset: float = 0.0) -> None:
+        if prediction not in self.predictions:
+            raise ValueError(
+                f"{type(self).__name__} has no prediction {prediction!r}; choose one of {', '.join(self.predictions)}."
+            )
         self.prediction: Prediction = prediction
         self.time_scale = time_scale
         self.time_offset = time_offset
@@ -106,17 +132,16 @@ class Process:
         """sigma / alpha at one time."""
         return math.exp(-self.log_snr(t))
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise levels at times t (B,), float32 of shape (B, 1, 1, 1) on t's device."""
-        exact = t.double() if t.device.type != "mps" else t.cpu().double()
-        alpha, sigma = self.levels(exact)
-        return tuple(level.float().to(t.device).view(-1, 1, 1, 1) for level in (alpha, sigma))  # type: ignore[return-value]
+    def alpha_sigma(self, t: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Signal and noise levels at times t (B,), (B, 1, 1, 1) on t's device, float64 if x is, float32 else."""
+        alpha, sigma = self.levels(exact(t))
+        return as_factor(alpha, t, x), as_factor(sigma, t, x)
 
     # From data to noise.
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t from x0 and noise, (B, C, H, W), at times t (B,)."""
-        alpha, sigma = self.alpha_sigma(t)
+        alpha, sigma = self.alpha_sigma(t, x0)
         return alpha * x0 + sigma * noise
 
     def initial_sample(self, noise: Tensor) -> Tensor:
@@ -153,14 +178,14 @@ class Process:
             return noise
         if self.prediction == "sample":
             return x0
-        alpha, sigma = self.alpha_sigma(t)
+        alpha, sigma = self.alpha_sigma(t, x0)
         if self.prediction == "v_prediction":
             return alpha * noise - sigma * x0
         raise TypeError(f"{type(self).__name__} has no target for prediction {self.prediction!r}.")
 
     def denoise(self, x: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Both x0 and noise, as implied by x_t at times t (B,) and the network's prediction."""
-        return self._split(x, prediction, *self.alpha_sigma(t))
+        return self._split(x, prediction, *self.alpha_sigma(t, x))
 
     def estimate(self, x: Tensor, output: Tensor, t: float) -> Estimate:
         """Both, for a batch at one time, in the precision of x: what samplers call."""
@@ -193,7 +218,9 @@ class Process:
 
         Raises:
             ValueError: for fewer than one step or an unknown spacing.
+            TypeError: for a number of steps that is no integer.
         """
+        check_steps(num_steps)
         if num_steps < 1:
             raise ValueError(f"num_inference_steps must be 1 or more, got {num_steps}.")
         final_step = self.has_final_step if final_step is None else final_step

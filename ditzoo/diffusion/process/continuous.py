@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ditzoo.diffusion.process.base import Process
+from ditzoo.diffusion.process.base import Process, as_factor, exact
 from ditzoo.recipe import LossWeighting, Prediction
+
+Path = Literal["linear", "gvp", "vp"]
 
 
 class ContinuousVP(Process):
@@ -40,7 +42,7 @@ class ContinuousVP(Process):
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_alpha = -0.5 * self.beta_min * t - 0.25 * (self.beta_max - self.beta_min) * t**2
-        return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+        return log_alpha.exp(), torch.expm1(2 * log_alpha).abs().sqrt()
 
     def derivatives(self, t: float) -> tuple[float, float]:
         alpha, sigma = self.level(t)
@@ -70,21 +72,27 @@ class FlowMatching(Process):
         time_scale: networks see time_offset + time_scale * t.
         time_offset: as above.
         loss_weighting: see `Recipe.loss_weighting`.
+
+    Raises:
+        ValueError: for an unknown path or prediction.
     """
 
     kind = "flow"
+    predictions = ("velocity", "epsilon", "score")
     has_final_step = False
     data = 1.0
 
     def __init__(
         self,
-        path: Literal["linear", "gvp", "vp"] = "linear",
+        path: Path = "linear",
         prediction: Prediction = "velocity",
         time_scale: float = 1.0,
         time_offset: float = 0.0,
         loss_weighting: LossWeighting = "none",
     ) -> None:
         super().__init__(prediction, time_scale, time_offset)
+        if path not in get_args(Path):
+            raise ValueError(f"unknown path {path!r}; choose one of {', '.join(get_args(Path))}.")
         self.path = path
         self.loss_weighting: LossWeighting = loss_weighting
         #: times to train at
@@ -102,7 +110,7 @@ class FlowMatching(Process):
         if self.path == "gvp":
             return torch.sin(math.pi / 2 * t), torch.sin(math.pi / 2 * (1 - t))  # cos, exactly 0 at t = 1
         log_alpha = -((1 - t) ** 2) * 19.9 / 4 - (1 - t) * 0.05
-        return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+        return log_alpha.exp(), torch.expm1(2 * log_alpha).abs().sqrt()
 
     def derivatives(self, t: float) -> tuple[float, float]:
         d_alpha, d_sigma = self._derivatives(torch.tensor(t, dtype=torch.float64))
@@ -132,25 +140,24 @@ class FlowMatching(Process):
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         if self.prediction == "velocity":
             return self.velocity(x0, noise, t)
-        _, sigma = self.alpha_sigma(t)
+        _, sigma = self.alpha_sigma(t, x0)
         return noise if self.prediction == "epsilon" else -noise / sigma
 
     def velocity(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """dx_t / dt, (B, C, H, W)."""
-        d_alpha, d_sigma = (d.float().view(-1, 1, 1, 1) for d in self._derivatives(t.double()))
+        d_alpha, d_sigma = (as_factor(d, t, x0) for d in self._derivatives(exact(t)))
         return d_alpha * x0 + d_sigma * noise
 
     def sbdm(self, t: Tensor) -> Tensor:
         """sigma^2 alpha' / alpha - sigma sigma', half the square of the score SDE's diffusion, (B,) float32."""
-        t = t.double()
-        (alpha, sigma), (d_alpha, d_sigma) = self.levels(t), self._derivatives(t)
-        return (sigma**2 * d_alpha / alpha - sigma * d_sigma).float()
+        (alpha, sigma), (d_alpha, d_sigma) = self.levels(exact(t)), self._derivatives(exact(t))
+        return (sigma**2 * d_alpha / alpha - sigma * d_sigma).float().to(t.device)
 
     def denoise(self, x: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         if self.prediction != "velocity":
             return super().denoise(x, prediction, t)
-        derivatives = (d.float().view(-1, 1, 1, 1) for d in self._derivatives(t.double()))
-        return _solve_velocity(x, prediction, *self.alpha_sigma(t), *derivatives)
+        derivatives = (as_factor(d, t, x) for d in self._derivatives(exact(t)))
+        return _solve_velocity(x, prediction, *self.alpha_sigma(t, x), *derivatives)
 
     def _split_at(self, x: Tensor, prediction: Tensor, t: float) -> tuple[Tensor, Tensor]:
         if self.prediction != "velocity":
@@ -180,6 +187,7 @@ class EDM(Process):
     """
 
     kind = "edm"
+    predictions = ("edm",)
     default_spacing = "karras"
     sigma_data = 0.5
     p_mean, p_std = -1.2, 1.2

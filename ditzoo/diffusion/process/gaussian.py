@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ditzoo.diffusion.process.base import Process
+from ditzoo.diffusion.process.base import Process, as_factor, check_steps
 from ditzoo.diffusion.schedules import make_betas, space_timesteps
 from ditzoo.recipe import Recipe
 
@@ -31,7 +31,8 @@ class ReverseStep(NamedTuple):
 class GaussianDiffusion(Process):
     """Discrete diffusion, alpha_t^2 + sigma_t^2 = 1, with times t = 0, ..., T - 1 (arXiv:2006.11239).
 
-    Between two timesteps log(alpha) is interpolated linearly, as solvers of continuous time need; t = -1 is the data.
+    Between two timesteps log(alpha) is interpolated linearly, as solvers of continuous time need, and beyond the last
+    one it goes on straight; t = -1 is the data.
 
     Args:
         recipe: its schedule, T, prediction, variance and units of time decide everything here.
@@ -63,9 +64,9 @@ class GaussianDiffusion(Process):
         self.alphas_cumprod_next = torch.cat([self.alphas_cumprod[1:], zero])
         self.betas = 1 - self.alphas_cumprod / self.alphas_cumprod_prev
         self.posterior_variance = self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
-        self.posterior_log_variance_clipped = torch.cat(
-            [self.posterior_variance[1:2], self.posterior_variance[1:]]
-        ).log()
+        # In place of the first, which is 0; a single timestep has nothing but its beta.
+        self._second = self.posterior_variance[1:2] if self.num_timesteps > 1 else self.betas
+        self.posterior_log_variance_clipped = torch.cat([self._second, self.posterior_variance[1:]]).log()
         self.posterior_mean_coef1 = self.betas * self.alphas_cumprod_prev.sqrt() / (1 - self.alphas_cumprod)
         self.posterior_mean_coef2 = (1 - self.alphas_cumprod_prev) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
         self._log_alphas = torch.cat([zero, 0.5 * self.alphas_cumprod.log()])  # entry t + 1 is timestep t
@@ -83,16 +84,16 @@ class GaussianDiffusion(Process):
             alpha2 = self.alphas_cumprod.to(t.device)[t]
             return alpha2.sqrt(), (1 - alpha2).sqrt()
         log_alphas = self._log_alphas.to(t.device)
-        place = (t + 1).clamp(0, self.num_timesteps)
+        place = (t + 1).clamp(min=0)
         lower = place.floor().long().clamp(max=self.num_timesteps - 1)
         log_alpha = torch.lerp(log_alphas[lower], log_alphas[lower + 1], place - lower)
-        return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+        return log_alpha.exp(), torch.expm1(2 * log_alpha).abs().sqrt()
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def alpha_sigma(self, t: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if t.is_floating_point():
-            return super().alpha_sigma(t)
+            return super().alpha_sigma(t, x)
         alpha, sigma = self.levels(t if t.device.type != "mps" else t.cpu())
-        return alpha.float().to(t.device).view(-1, 1, 1, 1), sigma.float().to(t.device).view(-1, 1, 1, 1)
+        return as_factor(alpha, t, x), as_factor(sigma, t, x)
 
     def time_at(self, log_snr: float) -> float:
         wanted = -0.5 * math.log1p(math.exp(-2 * log_snr))  # log(alpha)
@@ -118,8 +119,8 @@ class GaussianDiffusion(Process):
 
     def posterior(self, x0: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (B, C, H, W) and clipped log-variance (B, 1, 1, 1) of q(x_{t-1} | x_t, x0) at timesteps t (B,)."""
-        mean = self._at(self.posterior_mean_coef1, t) * x0 + self._at(self.posterior_mean_coef2, t) * x
-        return mean, self._at(self.posterior_log_variance_clipped, t)
+        mean = self._at(self.posterior_mean_coef1, t, x) * x0 + self._at(self.posterior_mean_coef2, t, x) * x
+        return mean, self._at(self.posterior_log_variance_clipped, t, x)
 
     def reverse_step(self, x: Tensor, output: Tensor, t: Tensor, *, clip_sample: bool = False) -> ReverseStep:
         """p(x_{t-1} | x_t) as the network's output has it, at timesteps t (B,).
@@ -147,8 +148,8 @@ class GaussianDiffusion(Process):
         if variance == "fixed_small":
             return smallest.expand_as(x)
         if variance == "fixed_large":
-            large = torch.cat([self.posterior_variance[1:2], self.betas[1:]]).log()
-            return self._at(large, t).expand_as(x)
+            large = torch.cat([self._second, self.betas[1:]]).log()
+            return self._at(large, t, x).expand_as(x)
         if learned.shape != x.shape:
             raise ValueError(
                 f"the recipe's variance is learned, and the model returned {learned.shape[1]} channels for it where x "
@@ -157,11 +158,11 @@ class GaussianDiffusion(Process):
         if self.num_timesteps == 1:
             raise ValueError("a learned variance needs 2 timesteps or more; sample with more steps, or with 'ddim'.")
         share = (learned + 1) / 2
-        return share * self._at(self.betas.log(), t) + (1 - share) * smallest
+        return share * self._at(self.betas.log(), t, x) + (1 - share) * smallest
 
-    def _at(self, table: Tensor, t: Tensor) -> Tensor:
-        """Entries of a float64 table at t (B,), float32 (B, 1, 1, 1) on t's device."""
-        return table[t.cpu()].float().to(t.device).view(-1, 1, 1, 1)
+    def _at(self, table: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        """Entries of a float64 table at t (B,) as factors of x."""
+        return as_factor(table[t.cpu()], t, x)
 
     def integer_times(self, num_steps: int) -> list[float]:
         """The whole timesteps of DDPM's and DDIM's samplers, spread by `space_timesteps`, noise first, data last; a
@@ -169,7 +170,9 @@ class GaussianDiffusion(Process):
 
         Raises:
             ValueError: for a step count below 1 or above T.
+            TypeError: for one that is no integer.
         """
+        check_steps(num_steps)
         if not 1 <= num_steps <= self.num_timesteps:
             raise ValueError(f"num_inference_steps must be from 1 to {self.num_timesteps}, got {num_steps}.")
         kept = space_timesteps(self.num_timesteps, num_steps) if num_steps > 1 else [self.num_timesteps - 1]

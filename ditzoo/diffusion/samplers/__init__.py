@@ -10,6 +10,7 @@ from functools import partial
 
 from torch import Tensor
 
+from ditzoo.diffusion.process import make_process
 from ditzoo.diffusion.samplers.diffusion import ddim_sample, ddpm_sample
 from ditzoo.diffusion.samplers.exponential import (
     dpm_3s_sample,
@@ -30,6 +31,7 @@ __all__ = [
     "NonFiniteSampleError",
     "SamplerInfo",
     "SamplingStep",
+    "count_evaluations",
     "ddim_sample",
     "ddpm_sample",
     "dopri5_sample",
@@ -54,7 +56,7 @@ class SamplerInfo:
     Attributes:
         function: called as `ddim_sample` is.
         order: of convergence, deterministic samplers only: the error falls with this power of the step.
-        evaluations: calls of the model a step; None where they adapt to the model.
+        evaluations: calls of the model a step, of a last step perhaps fewer; None where they adapt to the model.
         title: in words.
     """
 
@@ -92,6 +94,21 @@ SAMPLERS: dict[Sampler, SamplerInfo] = {
     "euler_maruyama": SamplerInfo(euler_maruyama_sample, None, 1, "Euler-Maruyama"),
     "heun_maruyama": SamplerInfo(heun_maruyama_sample, None, 2, "Heun's drift after Euler-Maruyama's noise"),
 }
+
+
+def count_evaluations(recipe: Recipe) -> int | None:
+    """How often a recipe's sampler calls the model for a sample, guidance not counted; None where that depends on the
+    model."""
+    info, process = SAMPLERS[recipe.sampler], make_process(recipe)
+    if info.evaluations is None:
+        return None
+    last = process.times(recipe.num_inference_steps)[-1]
+    shorter = {  # last steps of one evaluation, where the others have two
+        "edm_heun": process.level(last)[1] == 0,
+        "heun": last == process.data != process.end,
+        "heun_maruyama": recipe.sampler_options.get("last_step", "mean") is not None,
+    }
+    return info.evaluations * recipe.num_inference_steps - shorter.get(recipe.sampler, False)
 
 
 def get_sampler(recipe: Recipe) -> Callable[..., Tensor]:

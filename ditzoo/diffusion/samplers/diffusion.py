@@ -12,6 +12,7 @@ from torch import Tensor
 from ditzoo.diffusion.guidance import Denoiser
 from ditzoo.diffusion.process import Estimate, GaussianDiffusion, Process, Spacing
 from ditzoo.diffusion.samplers.frame import Callback, NoiseOfStep, Run, drawn, grid
+from ditzoo.recipe import CONTINUOUS_SAMPLERS
 
 
 def ddpm_sample(
@@ -45,11 +46,14 @@ def ddpm_sample(
 
     Raises:
         ValueError: for a step count below 1 or above the number of timesteps, or no noise.
-        TypeError: for a process in continuous time.
+        TypeError: for a step count that is no integer, or a process in continuous time.
         NonFiniteSampleError: at the first value that is no finite number.
     """
     if not isinstance(process, GaussianDiffusion):
-        raise TypeError(f"DDPM needs the timesteps of a GaussianDiffusion, not a {type(process).__name__}.")
+        raise TypeError(
+            f"DDPM needs the timesteps of a GaussianDiffusion, and a {type(process).__name__} has none; use one of "
+            f"{', '.join(CONTINUOUS_SAMPLERS)}."
+        )
     times = process.integer_times(num_inference_steps) if times is None else _checked_whole(times)
     spaced = process.keep([int(time) for time in reversed(times[:-1])])
     run = Run(model, process, y, times, callback)

@@ -27,6 +27,10 @@ from ditzoo.diffusion.samplers.diffusion import ddim_step
 from ditzoo.diffusion.samplers.frame import Callback, Run, grid
 
 Predicted = Literal["x0", "noise"]
+#: a prediction of x0 and the lambda at which it was made; lists of them are newest first
+_Known = tuple[float, Tensor]
+#: how far back the newest, second and third prediction must reach, as a share of the step that they extrapolate to
+_LEAST_REACH = (0.0, 0.4, 1.4)
 
 
 class _Exponential:
@@ -99,7 +103,7 @@ def _multistep(
     callback: Callback | None,
 ) -> Tensor:
     run = Run(model, process, y, times, callback)
-    history: list[tuple[float, Tensor]] = []  # (lambda, x0), newest first
+    history: list[_Known] = []
     for step, (start, end) in enumerate(itertools.pairwise(times)):
         estimate = run.estimate(x, start)
         here, there = process.log_snr(start), process.log_snr(end)
@@ -108,15 +112,27 @@ def _multistep(
             x, _ = ddim_step(process, estimate, start, end)
         else:
             h = there - here
-            usable = [(value, x0) for value, x0 in history if not math.isinf(value)]
-            if step + 2 == run.num_steps and math.isinf(process.log_snr(times[-1])):
-                usable = usable[:2]  # ahead of the jump to the data a cubic would overshoot
+            usable = _near_enough(history, h)
             places = [(value - here) / h for value, _ in usable]
             (_, sigma), (next_alpha, next_sigma) = process.level(start), process.level(end)
             weighted = combine([x0 for _, x0 in usable], places, h)
             x = next_sigma / sigma * x + next_alpha * weighted
         x = run.finish(step, x)
     return x
+
+
+def _near_enough(history: list[_Known], h: float) -> list[_Known]:
+    """Those of the last predictions, newest first, that a step of length h may extrapolate from.
+
+    On the papers' grids in time the steps grow longer in lambda towards the data, and a polynomial through points that
+    lie closer together than the step is long overshoots. The published solvers lower their order in the last steps;
+    here a step does so wherever it is long for what it knows, which leaves the order of convergence as it is.
+    """
+    known = [(value, x0) for value, x0 in history if not math.isinf(value)]
+    reached = [
+        abs(value - known[0][0]) >= least * abs(h) for (value, _), least in zip(known, _LEAST_REACH, strict=False)
+    ]
+    return known[: len(list(itertools.takewhile(bool, reached)))]
 
 
 def _second_order(x0: list[Tensor], places: list[float], h: float) -> Tensor:
@@ -276,19 +292,20 @@ def unipc_sample(
         raise ValueError(f"UniPC's order must be 1, 2 or 3, got {order!r}.")
     times = grid(process, num_inference_steps, times, spacing)
     run = Run(model, process, y, times, callback)
-    history: list[tuple[float, Tensor]] = []  # (lambda, x0), newest first
+    history: list[_Known] = []
     before = x
     for step, (start, end) in enumerate(itertools.pairwise(times)):
         estimate = run.estimate(x, start)
         here = process.log_snr(start)
         if history and not (math.isinf(here) or math.isinf(history[0][0])):
             x = _unipc_step(process, before, history, times[step - 1], start, corrector=estimate.x0)
+        there = process.log_snr(end)
         history = [(here, estimate.x0), *history][:order]
-        history = [(value, x0) for value, x0 in history if not math.isinf(value)] or history
         before = x
-        if math.isinf(here) or math.isinf(process.log_snr(end)):
+        if math.isinf(here) or math.isinf(there):
             x = _towards(process, x, estimate.x0, start, end)
         else:
+            history = _near_enough(history, there - here)
             x = _unipc_step(process, x, history, start, end)
         finished = run.finish(step, x)
         if finished is not x:  # there is nothing left to correct
@@ -306,7 +323,7 @@ def _towards(process: Process, x: Tensor, x0: Tensor, start: float, end: float) 
 def _unipc_step(
     process: Process,
     x: Tensor,
-    history: list[tuple[float, Tensor]],
+    history: list[_Known],
     start: float,
     end: float,
     corrector: Tensor | None = None,

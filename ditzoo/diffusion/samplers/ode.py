@@ -12,6 +12,7 @@ from torch import Tensor
 from ditzoo.diffusion.guidance import Denoiser
 from ditzoo.diffusion.process import LOG_SNR_LIMIT, GaussianDiffusion, Process, Spacing
 from ditzoo.diffusion.samplers.frame import Callback, NoiseOfStep, Run, drawn, grid
+from ditzoo.recipe import DISCRETE_SAMPLERS
 
 
 def euler_sample(
@@ -83,7 +84,7 @@ def check_continuous(process: Process) -> None:
     if isinstance(process, GaussianDiffusion):
         raise TypeError(
             "this sampler follows a flow in continuous time, and a GaussianDiffusion has whole timesteps; use one of "
-            "ddpm, ddim, dpmpp_2m, dpmpp_3m, dpmpp_3s, dpm_3s, unipc, edm_heun."
+            f"{', '.join(DISCRETE_SAMPLERS)}."
         )
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ditzoo.diffusion.guidance import Denoiser
 from ditzoo.diffusion.process import Estimate, FlowMatching, Process
-from ditzoo.diffusion.samplers.frame import Callback, NoiseOfStep, Run, drawn
+from ditzoo.diffusion.process.base import check_steps
+from ditzoo.diffusion.samplers.frame import Callback, NoiseOfStep, Run, drawn, grid
 from ditzoo.diffusion.samplers.ode import check_continuous
 
 DiffusionForm = Literal["sbdm", "sigma", "constant", "linear", "decreasing", "increasing_decreasing"]
@@ -49,8 +50,8 @@ def euler_maruyama_sample(
         last_step_size: length of a flow's last step; other processes go from their last time to the data.
 
     Raises:
-        ValueError: for an unknown choice, or a w that is infinite at the first time.
-        TypeError: for a process whose noise levels are a table.
+        ValueError: for an unknown choice, or a w or drift that is infinite at the first or last time.
+        TypeError: for a step count that is no integer, or a process whose noise levels are a table.
     """
 
     def step(sde: _ReverseSDE, run: Run, x: Tensor, start: float, end: float, noise: Tensor) -> Tensor:
@@ -125,14 +126,23 @@ class _ReverseSDE:
     def drift(self, run: Run, x: Tensor, start: float, end: float) -> tuple[Tensor, float]:
         """What the drift at `start` adds on the way to `end`, and w: one evaluation."""
         estimate, w = run.estimate(x, start), self.w(start)
-        return self.velocity(estimate, start) * (end - start) + w * abs(end - start) * self.score(estimate, start), w
+        pull = self._w_over_sigma(start, w) * abs(end - start) * estimate.noise  # w times the score -noise / sigma
+        return self.velocity(estimate, start) * (end - start) - pull, w
 
     def velocity(self, estimate: Estimate, t: float) -> Tensor:
         d_alpha, d_sigma = self.process.derivatives(t)
         return d_alpha * estimate.x0 + d_sigma * estimate.noise
 
-    def score(self, estimate: Estimate, t: float) -> Tensor:
-        return -estimate.noise / self.process.level(t)[1]
+    def _w_over_sigma(self, t: float, w: float) -> float:
+        if self.form == "sigma":
+            return self.norm
+        sigma = self.process.level(t)[1]
+        if sigma == 0:
+            raise ValueError(
+                f"the drift of diffusion {self.form!r} is infinite at time {t:g}, where there is no noise; choose "
+                "last_step='mean', diffusion='sigma', or times that end earlier."
+            )
+        return w / sigma
 
 
 def sde_times(
@@ -142,19 +152,25 @@ def sde_times(
 
     Raises:
         ValueError: for an unknown last step, a size outside (0, 1) or too few steps.
+        TypeError: for a number of steps that is no integer.
     """
-    if last_step is not None and last_step not in get_args(LastStep):
-        raise ValueError(f"unknown last_step {last_step!r}; choose mean, tweedie, euler or None.")
+    _check_last_step(last_step)
     if not isinstance(process, FlowMatching):
         return process.times(num_steps, final_step=last_step is not None)
     if last_step is None:
         return process.times(num_steps)
+    check_steps(num_steps)
     if not 0 < last_step_size < process.data - process.start:
         raise ValueError(f"last_step_size must lie between 0 and 1, got {last_step_size}.")
     if num_steps < 2:
         raise ValueError(f"num_inference_steps must be 2 or more with a last step of its own, got {num_steps}.")
     noisy = [process.start + i * (1 - last_step_size - process.start) / (num_steps - 1) for i in range(num_steps)]
     return [*noisy, process.data]
+
+
+def _check_last_step(last_step: object) -> None:
+    if last_step is not None and last_step not in get_args(LastStep):
+        raise ValueError(f"unknown last_step {last_step!r}; choose mean, tweedie, euler or None.")
 
 
 def _solve(
@@ -169,6 +185,8 @@ def _solve(
     step_noise: NoiseOfStep | None,
     callback: Callback | None,
 ) -> Tensor:
+    _check_last_step(last_step)
+    times = grid(process, 0, times)
     run = Run(model, process, y, times, callback)
     for number, (start, end) in enumerate(itertools.pairwise(times)):
         if number + 1 < run.num_steps or last_step is None:
