@@ -23,11 +23,7 @@ from ditzoo.bench.results import ResultRow, Value, now, provenance, read_rows, w
 from ditzoo.bench.suites import QUICK, QuickSuite
 from ditzoo.bench.workers import Progress, one_thread, run_jobs
 from ditzoo.data import load_digits_split, to_uint8
-<<<<<<< HEAD
 from ditzoo.diffusion import SamplingStep
-=======
-from ditzoo.diffusion import SamplingStep, get_sampler, guide, make_process, sample_noise
->>>>>>> wip-procs
 from ditzoo.metrics import FeatureStatistics, FrechetDistance
 from ditzoo.metrics.digits import DIGITS_EXTRACTOR, load_digits_classifier
 from ditzoo.models import DiffusionTransformer
@@ -233,7 +229,6 @@ def sample_digits(
     """Guided samples (N, C, H, W) uint8 and their labels (N,), as many of each class, on the CPU."""
     count, steps = suite.num_samples, recipe.num_inference_steps
 
-<<<<<<< HEAD
     def report(step: SamplingStep, indices: Sequence[int]) -> None:
         progress(stage, indices[0] * steps + step.number * len(indices), count * steps)
 
@@ -248,15 +243,6 @@ def sample_digits(
     assert samples.pixels is not None
     assert samples.labels is not None
     return torch.from_numpy(samples.pixels).permute(0, 3, 1, 2), samples.labels
-=======
-        def report(step: SamplingStep, chosen: range = chosen) -> None:
-            progress(stage, chosen.start * steps + step.number * len(chosen), count * steps)
-
-        x = process.initial_sample(sample_noise(suite.train.seed, chosen, shape).to(model.device))
-        y = labels[chosen.start : chosen.stop].to(model.device)
-        batches.append(sample(guided, process, x, y, num_inference_steps=steps, callback=report))
-    return to_uint8(torch.cat(batches).cpu()), labels
->>>>>>> wip-procs
 
 
 class _Judge:
