@@ -3,6 +3,7 @@
 
 import math
 import re
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from ditzoo.diffusion import SAMPLERS, guide
 from ditzoo.layers import Attention, LabelEmbedder, Mlp, PatchEmbed, TimestepEmbedder, unpatchify
 from ditzoo.metrics import count_macs
 from ditzoo.models import DiffusionTransformer
-from ditzoo.recipe import Recipe
+from ditzoo.recipe import Guidance, Recipe
 from ditzoo.summary import describe, draw_blocks, drawable
 from ditzoo.summary.trace import Trace
 from tests.zoo import EVERY_NAME, TINY, on_meta
@@ -475,8 +476,8 @@ def test_whole_description():
 def test_recipes_in_words():
     guided = section(describe("mdtv2_s_2"), "Recipe (of the family's published models)")
     assert (
-        "u + s (c - u) on the first 3 channels; c with the label, u with the null label; "
-        "s = 1 + 2.8 (1 - cos(pi (1 - t / 1000)^4)) / 2, from 1 in noise to 3.8 at t = 0"
+        "u + s (c - u) on the first 3 channels, s = 1 + 2.8 (1 - cos(pi (1 - t / 1000)^4)) / 2, "
+        "from 1 in noise to 3.8 at t = 0; c with the label, u with the null label"
     ) in guided
     assert "masking 0.3 to 0.5 of the tokens, drawn anew each step, in a second pass over each training" in guided
     tiny = section(describe("dit_ti_2"), "Recipe (of the family's published models)")
@@ -491,6 +492,35 @@ def test_recipes_in_words():
     flow = section(describe("sit_ti_2"), "Recipe (of the family's published models)")
     assert "velocity: data - noise schedule flow_linear: the straight line from noise at time 0 to data" in flow
     assert "sampler heun, 125 steps: 500 forward passes" in flow
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterGuidance(Guidance):
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterRecipe(Recipe):
+    """With fields that no release had words for."""
+
+    time_offset: float = 0.0
+    sampler_options: dict[str, float] = field(default_factory=dict)
+
+
+@pytest.mark.usefixtures("registry_sandbox")
+def test_what_has_no_words_is_told_where_it_differs_from_its_default():
+    given = {"prediction": "epsilon", "schedule": "linear", "guidance": Guidance(scale=2.0)}
+    ditzoo.register_model("foreign_ti_2", Foreign, family="foreign", recipe=Recipe(**given))
+    ditzoo.register_model("foreign_ti_3", Foreign, family="foreign", recipe=LaterRecipe(**given))
+    plain, usual = (section(describe(name), "Recipe") for name in ("foreign_ti_2", "foreign_ti_3"))
+    assert usual == plain
+    assert plain.endswith("samples from the moving average of the weights")
+    given |= {"guidance": LaterGuidance(scale=2.0, interval=(0.3, 5.0)), "sampler_options": {"eta": 1.0}}
+    later = LaterRecipe(**given, time_offset=1.0)
+    ditzoo.register_model("foreign_ti_4", Foreign, family="foreign", recipe=later)
+    text = section(describe("foreign_ti_4"), "Recipe")
+    assert "guidance u + 2 (c - u) on all channels; interval (0.3, 5.0); c with the label" in text
+    assert text.endswith(" time offset 1.0 sampler options {'eta': 1.0}")
 
 
 def test_guidance_in_words_is_what_is_computed():
