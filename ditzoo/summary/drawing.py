@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ditzoo.metrics.flops import meta_twin
 from ditzoo.models import DiffusionTransformer
 from ditzoo.summary.canvas import to_ascii
 from ditzoo.summary.flow import Flow, Stop, grouped, kind_of, range_of
-from ditzoo.summary.picture import Picture
+from ditzoo.summary.picture import WIDTH, Picture
 from ditzoo.summary.trace import Node, named_arguments, trace
 
 #: arguments that the drawing names where they are used
@@ -81,7 +82,7 @@ def _whole(model: Any, plain: Flow, flow: Flow, shapes: dict[Node, tuple[int, ..
     for some in opened.values():
         name = some[0].first.name
         inside = next((stop for stop in plain.stops if stop.first.name == name), some[0])
-        parts += ["", _title(some), str(_inside(inside).canvas)]
+        parts += ["", *textwrap.wrap(_title(some), WIDTH), str(_inside(inside).canvas)]
     return parts
 
 
