@@ -43,6 +43,10 @@ class ModelInfo:
         num_params: parameters, frozen position tables included, as the papers count them.
         num_trainable_params: those that training changes.
         num_tokens: patch tokens of one input.
+        patch_size: side of a patch; 1 where every pixel is a token.
+        hidden_size: width of the tokens; in a U shape that of its widest stage.
+        depth: transformer blocks, as the family's paper counts them.
+        num_heads: attention heads; in a U shape those of its widest stage.
         paper: title and arXiv number; empty for a model registered without one.
         ours: True where no paper has this size.
         tags: published weights of this architecture.
@@ -62,6 +66,10 @@ class ModelInfo:
     num_params: int
     num_trainable_params: int
     num_tokens: int
+    patch_size: int
+    hidden_size: int
+    depth: int
+    num_heads: int
     paper: str
     ours: bool
     tags: tuple[str, ...]
@@ -283,6 +291,10 @@ def _model_info(name: str) -> ModelInfo:
         num_params=sum(p.numel() for p in model.parameters()),
         num_trainable_params=sum(p.numel() for p in model.parameters() if p.requires_grad),
         num_tokens=model.num_tokens(),
+        patch_size=model.patch_size,
+        hidden_size=model.hidden_size,
+        depth=model.depth,
+        num_heads=model.num_heads,
         paper=entry.paper,
         ours=architecture.ours,
         tags=tuple(architecture.checkpoints),

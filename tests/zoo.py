@@ -20,7 +20,9 @@ from ditzoo.layers import positions
 from ditzoo.models import DiffusionTransformer, diffit, dit
 
 #: The tiny models, one or more of every family.
-TINY = ditzoo.list_models("*_ti_*")
+TINY = ditzoo.list_models("*_ti*")
+#: Those of one width and one resolution, whose patch size, width, depth and heads are options. A U shape derives them.
+PLAIN = [name for name in TINY if "depth" in ditzoo.model_info(name).config]
 #: Those that take a token mask.
 MASKED = [name for name in TINY if ditzoo.create(name).supports_masking]
 #: Their forward passes: names, and whether a mask is given.
@@ -35,6 +37,12 @@ def lively(name: str, **options: Any) -> DiffusionTransformer:
     with torch.random.fork_rng():
         torch.manual_seed(5)
         return enliven(ditzoo.create(name, **options))
+
+
+def of_depth(name: str, depth: int) -> dict[str, Any]:
+    """Options for a network of `depth` blocks, or, in a U shape, of one block a stage."""
+    config = ditzoo.model_info(name).config
+    return {"depth": depth} if "depth" in config else {"blocks": [1] * len(config["blocks"])}
 
 
 def enliven(model: DiffusionTransformer) -> DiffusionTransformer:

@@ -17,12 +17,18 @@ from tests.golden_cases import relative_error
 from tests.zoo import EVERY_NAME, inputs, largest_gradient, lively, no_draws, on_meta, resize_to_nearest
 
 SMALL = {"hidden_size": 32, "num_heads": 4, "depth": 3, "decode_layer": 1}
+#: of a U shape, as many stages as it has
+SMALL_STAGES = {"channels": [16, 32, 32, 32], "blocks": [1, 1, 1, 1]}
+SMALL |= {"head_size": 8, "window_size": 2, "condition_size": 32}
 
 
 def shrunk_config(name):
     config = dict(ditzoo.model_info(name).config)
     config |= {option: value for option, value in SMALL.items() if option in config}
-    return config | {"input_size": 4 * config["patch_size"], "num_classes": min(config["num_classes"], 10)}
+    config |= {option: value[: len(config[option])] for option, value in SMALL_STAGES.items() if option in config}
+    # Four patches a side; in a U shape a coarsest map of four.
+    side = 4 * on_meta(name).downsampling
+    return config | {"input_size": side, "num_classes": min(config["num_classes"], 10)}
 
 
 def shrunk(name, **options):
@@ -120,7 +126,7 @@ def test_without_label_dropout_there_is_no_null_row(name):
     full = on_meta(name, class_dropout_prob=0.0, num_classes=10)
     with_null = on_meta(name, class_dropout_prob=0.1, num_classes=10)
     difference = sum(p.numel() for p in with_null.parameters()) - sum(p.numel() for p in full.parameters())
-    assert difference == full.hidden_size
+    assert difference == full.config.get("condition_size", full.hidden_size)
 
 
 @every_name
@@ -211,7 +217,12 @@ def test_intermediates_are_the_tokens_of_every_block(name):
     output, tokens = model.forward_intermediates(*given)
     assert torch.equal(output, model(*given))
     assert list(tokens) == model.block_names()
-    assert {tuple(value.shape) for value in tokens.values()} == {(2, model.num_extra_tokens + 16, 32)}
+    if "depth" in model.config:
+        assert {tuple(value.shape) for value in tokens.values()} == {(2, model.num_extra_tokens + 16, 32)}
+    else:  # four tokens a side at the coarsest resolution
+        stages = reversed(range(len(model.encoder)))
+        assert {value.shape[1] for value in tokens.values()} == {16 * 4**stage for stage in stages}
+        assert {value.shape[2] for value in tokens.values()} == set(model.config["channels"])
     assert list(model.forward_intermediates(*given, indices=[-1]).tokens) == model.block_names()[-1:]
 
 
@@ -296,6 +307,8 @@ WITH_UNUSED_WEIGHTS = pytest.mark.parametrize(
         ("mdtv2_ti_2", {"mask_ratio": None}),
         ("uvit_ti_2", {"qkv_bias": True, "mlp_time_embed": True, "conv": True}),
         ("uvit_ti_2", {"skip": False, "num_classes": 0}),
+        ("diffit_unet_ti", {"skip_join": "add", "num_classes": 0}),
+        ("diffit_unet_32", {"window_size": 3, "num_classes": 10, "learn_sigma": True}),
     ],
 )
 

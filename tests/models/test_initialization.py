@@ -7,7 +7,7 @@ import torch
 
 import ditzoo
 from ditzoo.layers import sincos_position_table
-from ditzoo.models import MDT, DiT, MDTv2, UViT
+from ditzoo.models import MDT, DiffiTUNet, DiT, MDTv2, UViT
 from tests.golden_cases import CASES, golden_case
 from tests.zoo import MASKED, PASSES, TINY, enliven, inputs, lively, on_meta, reached
 
@@ -130,7 +130,8 @@ def test_which_gradients_a_fresh_model_gets(name):
     if isinstance(model, UViT):
         assert reached(model) == {n for n, _ in model.named_parameters()}
     else:  # the rest gets zeros, from gates and a last layer at zero
-        assert reached(model) == {"final_layer.linear.weight", "final_layer.linear.bias"}
+        last = "conv" if isinstance(model, DiffiTUNet) else "linear"
+        assert reached(model) == {f"final_layer.{last}.weight", f"final_layer.{last}.bias"}
         assert reached(model) == {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
 
 
