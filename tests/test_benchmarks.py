@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import platform
 import sys
 from dataclasses import replace
@@ -31,6 +32,7 @@ def load(name: str) -> ModuleType:
 
 
 eager_speed = load("eager_speed")
+scheduler_parity = load("scheduler_parity")
 Case, Comparison = eager_speed.Case, eager_speed.Comparison
 
 TINY_CASES = [
@@ -272,3 +274,45 @@ def test_recorded_table_stands_in_the_readme():
     assert eager_speed.report(rows) in (BENCHMARKS / "README.md").read_text(encoding="utf-8"), (
         f"copy into benchmarks/README.md:\n{eager_speed.report(rows)}"
     )
+
+
+# Schedulers of diffusers.
+
+
+def recorded_parity() -> tuple[dict[str, str], list]:
+    content = json.loads(scheduler_parity.RESULTS.read_text())
+    return content["versions"], [scheduler_parity.Row(**row) for row in content["rows"]]
+
+
+def test_recorded_parity_stands_in_the_readme():
+    versions, rows = recorded_parity()
+    readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    assert scheduler_parity.table(rows) in readme
+    assert ", ".join(f"{name} {version}" for name, version in versions.items()) in readme
+
+
+def test_samplers_and_schedulers_agree_where_they_are_told_the_same_times(tmp_path):
+    needs_diffusers()
+    out = tmp_path / "rows.json"
+    result = CliRunner().invoke(scheduler_parity.main, ["--out", str(out)])
+    assert result.exit_code == 0, result.output
+    measured = json.loads(out.read_text())
+    assert scheduler_parity.versions() == measured["versions"]
+    _, recorded = recorded_parity()
+    assert len(measured["rows"]) == len(recorded)
+    for row, known in zip(measured["rows"], recorded, strict=True):
+        assert (row["scheduler"], row["settings"], row["compared_with"]) == (
+            known.scheduler,
+            known.settings,
+            known.compared_with,
+        )
+        if known.deviation < 1e-5:
+            assert row["deviation"] < 1e-5, row
+        else:
+            assert row["deviation"] == pytest.approx(known.deviation, rel=1e-2), row
+
+
+def test_a_deviation_is_of_the_largest_value():
+    ones = [torch.ones(2, 1, 1, 1), torch.full((2, 1, 1, 1), 4.0)]
+    assert scheduler_parity.deviation([ones[0] + 1, ones[1]], ones) == pytest.approx(0.25)
+    assert scheduler_parity.deviation(ones, ones) == 0

@@ -77,6 +77,33 @@ def test_an_adaptive_sampler_keeps_its_tolerance(schedule, prediction, sampler, 
     assert float((x - solution).square().mean().sqrt()) < 2 * rtol * float(solution.square().mean().sqrt())
 
 
+MULTISTEP = ["dpmpp_2m", "dpmpp_3m", "unipc"]
+
+
+@pytest.mark.parametrize("sampler", MULTISTEP)
+@pytest.mark.parametrize("kind", FAST)
+def test_no_order_is_lowered_on_an_even_grid(kind, sampler):
+    process, start, _ = converged(*kind)
+    function, times = SAMPLERS[sampler].function, even(process, 20)
+    lowered, full = (
+        function(denoiser(process), process, start, times=times, lower_order=lower) for lower in (True, False)
+    )
+    assert torch.equal(lowered, full)
+
+
+@pytest.mark.parametrize("sampler", MULTISTEP)
+@pytest.mark.parametrize("kind", [("linear", "epsilon"), ("flow_vp", "velocity"), ("flow_gvp", "score")])
+def test_lowered_orders_come_closer_where_steps_grow(kind, sampler):
+    process = process_of(*kind)
+    start, network = process.initial_sample(gaussian(256)), denoiser(process)
+    solution = SAMPLERS["edm_heun"].function(network, process, start, num_inference_steps=300)
+    function, errors = SAMPLERS[sampler].function, []
+    for lower in (True, False):
+        x = function(network, process, start, num_inference_steps=20, lower_order=lower)
+        errors.append(float((x - solution).square().mean().sqrt()))
+    assert errors[0] < 0.6 * errors[1], errors
+
+
 # The distribution that comes out.
 
 #: Each of a run's five z-scores would lie beyond this in 7 of a million runs if samples were independent and exact;

@@ -61,13 +61,19 @@ def dpmpp_2m_sample(
     num_inference_steps: int = 50,
     times: Sequence[float] | None = None,
     spacing: Spacing | None = None,
+    lower_order: bool = True,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2M), multistep of second order (algorithm 2 of arXiv:2211.01095). Arguments as `ddim_sample`.
+    """DPM-Solver++(2M), multistep of second order (algorithm 2 of arXiv:2211.01095).
 
-    One evaluation a step.
+    One evaluation a step. Arguments as `ddim_sample`, and:
+
+    Args:
+        lower_order: extrapolate from fewer predictions where a step is long for how far back they reach, as the steps
+            near the data are on grids that are even in time; False keeps to the algorithm.
     """
-    return _multistep(_second_order, model, process, x, y, grid(process, num_inference_steps, times, spacing), callback)
+    times = grid(process, num_inference_steps, times, spacing)
+    return _multistep(_second_order, model, process, x, y, times, lower_order, callback)
 
 
 def dpmpp_3m_sample(
@@ -79,14 +85,16 @@ def dpmpp_3m_sample(
     num_inference_steps: int = 50,
     times: Sequence[float] | None = None,
     spacing: Spacing | None = None,
+    lower_order: bool = True,
     callback: Callback | None = None,
 ) -> Tensor:
     """Multistep of third order in the manner of DPM-Solver++ (arXiv:2211.01095): x0 as a quadratic through the last
-    three predictions, integrated exactly. Arguments as `ddim_sample`.
+    three predictions, integrated exactly. Arguments as `dpmpp_2m_sample`.
 
     One evaluation a step. The second step is of second order, the first and last may be of first.
     """
-    return _multistep(_third_order, model, process, x, y, grid(process, num_inference_steps, times, spacing), callback)
+    times = grid(process, num_inference_steps, times, spacing)
+    return _multistep(_third_order, model, process, x, y, times, lower_order, callback)
 
 
 #: (predictions, newest first; their distances in lambda from the newest over h; h) -> the weighted prediction
@@ -100,6 +108,7 @@ def _multistep(
     x: Tensor,
     y: Tensor | None,
     times: list[float],
+    lower_order: bool,
     callback: Callback | None,
 ) -> Tensor:
     run = Run(model, process, y, times, callback)
@@ -112,7 +121,7 @@ def _multistep(
             x, _ = ddim_step(process, estimate, start, end)
         else:
             h = there - here
-            usable = _near_enough(history, h)
+            usable = _usable(history, h, lower_order)
             places = [(value - here) / h for value, _ in usable]
             (_, sigma), (next_alpha, next_sigma) = process.level(start), process.level(end)
             weighted = combine([x0 for _, x0 in usable], places, h)
@@ -121,7 +130,7 @@ def _multistep(
     return x
 
 
-def _near_enough(history: list[_Known], h: float) -> list[_Known]:
+def _usable(history: list[_Known], h: float, lower_order: bool) -> list[_Known]:
     """Those of the last predictions, newest first, that a step of length h may extrapolate from.
 
     On the papers' grids in time the steps grow longer in lambda towards the data, and a polynomial through points that
@@ -129,6 +138,8 @@ def _near_enough(history: list[_Known], h: float) -> list[_Known]:
     here a step does so wherever it is long for what it knows, which leaves the order of convergence as it is.
     """
     known = [(value, x0) for value, x0 in history if not math.isinf(value)]
+    if not lower_order:
+        return known
     reached = [
         abs(value - known[0][0]) >= least * abs(h) for (value, _), least in zip(known, _LEAST_REACH, strict=False)
     ]
@@ -277,10 +288,11 @@ def unipc_sample(
     times: Sequence[float] | None = None,
     spacing: Spacing | None = None,
     order: int = 2,
+    lower_order: bool = True,
     callback: Callback | None = None,
 ) -> Tensor:
     """UniPC (arXiv:2302.04867): a multistep predictor of order `order` on x0 with B(h) = exp(h) - 1, whose result the
-    next step's evaluation corrects. Arguments as `ddim_sample`, and:
+    next step's evaluation corrects. Arguments as `dpmpp_2m_sample`, and:
 
     Args:
         order: of the predictor, 1 to 3.
@@ -305,7 +317,7 @@ def unipc_sample(
         if math.isinf(here) or math.isinf(there):
             x = _towards(process, x, estimate.x0, start, end)
         else:
-            history = _near_enough(history, there - here)
+            history = _usable(history, there - here, lower_order)
             x = _unipc_step(process, x, history, start, end)
         finished = run.finish(step, x)
         if finished is not x:  # there is nothing left to correct
