@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 import ditzoo
 from ditzoo.bench.results import ResultRow, Value, now, provenance, read_rows, write_atomically
+from ditzoo.interop import to_diffusers
 from ditzoo.metrics import Roof, Timing, square_product, time_interleaved
 from ditzoo.metrics.speed import Clock
 from ditzoo.models import DiffusionTransformer
@@ -112,64 +113,7 @@ def build_pair(name: str, **config: Any) -> Pair:
     for parameter in ours.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
-    return Pair(ours, diffusers_peer(ours))
-
-
-def diffusers_peer(model: DiffusionTransformer) -> nn.Module:
-    """The same network as diffusers has it."""
-    from diffusers import DiTTransformer2DModel
-
-    peer: Any = DiTTransformer2DModel(
-        num_attention_heads=model.num_heads,
-        attention_head_dim=model.hidden_size // model.num_heads,
-        in_channels=model.in_channels,
-        out_channels=model.out_channels,
-        num_layers=model.depth,
-        sample_size=model.input_size,
-        patch_size=model.patch_size,
-        num_embeds_ada_norm=model.num_classes,
-        norm_eps=1e-6,
-    )
-    peer.load_state_dict(diffusers_state(model))
-    for block in peer.transformer_blocks:
-        block.norm1.emb.time_proj.downscale_freq_shift = 0  # the official frequencies; the class always sets 1
-    return peer.eval()
-
-
-#: Parts of parameter names, ditzoo's (the official ones) and diffusers', replaced in this order.
-RENAMES = (
-    ("final_layer.adaLN_modulation.1.", "proj_out_1."),
-    ("final_layer.linear.", "proj_out_2."),
-    ("x_embedder.", "pos_embed."),
-    ("t_embedder.mlp.0.", "timestep_embedder.linear_1."),
-    ("t_embedder.mlp.2.", "timestep_embedder.linear_2."),
-    ("y_embedder.", "class_embedder."),
-    ("blocks.", "transformer_blocks."),
-    ("adaLN_modulation.1.", "norm1.linear."),
-    ("attn.proj.", "attn1.to_out.0."),
-    ("mlp.fc1.", "ff.net.0.proj."),
-    ("mlp.fc2.", "ff.net.2."),
-)
-
-
-def diffusers_state(model: DiffusionTransformer) -> dict[str, Tensor]:
-    """The weights under diffusers' names.
-
-    In diffusers every block has its own embedders of time and label, and three projections to queries, keys and values;
-    the position table is not part of the state.
-    """
-    state: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        for ours, theirs in RENAMES:
-            name = name.replace(ours, theirs)
-        if name.startswith(("timestep_embedder.", "class_embedder.")):
-            state |= {f"transformer_blocks.{i}.norm1.emb.{name}": tensor for i in range(model.depth)}
-        elif ".attn.qkv." in name:
-            parts = zip("qkv", tensor.chunk(3), strict=True)
-            state |= {name.replace(".attn.qkv.", f".attn1.to_{letter}."): part for letter, part in parts}
-        elif name != "pos_embed":
-            state[name] = tensor
-    return state
+    return Pair(ours, to_diffusers(ours, patch=True))
 
 
 # What is timed.

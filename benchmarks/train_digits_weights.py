@@ -27,7 +27,7 @@ from ditzoo.metrics.digits import DIGITS_EXTRACTOR, load_digits_classifier
 from ditzoo.pipeline import Pipeline
 from ditzoo.train import train
 
-OPTIONS = replace(QUICK.train, num_images=160_000, ema_decay=0.995)
+OPTIONS = replace(QUICK.train, num_images=96_000, ema_decay=0.995)
 NUM_SAMPLES = 1_000
 
 

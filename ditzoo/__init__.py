@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ditzoo.layers.masking import TokenMask, random_token_mask
+    from ditzoo.pipeline import Pipeline, sample
     from ditzoo.recipe import Recipe
     from ditzoo.registry import (
         ModelInfo,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "ModelInfo": "ditzoo.registry",
+    "Pipeline": "ditzoo.pipeline",
     "Recipe": "ditzoo.recipe",
     "TokenMask": "ditzoo.layers.masking",
     "create": "ditzoo.registry",
@@ -33,10 +35,12 @@ _PUBLIC = {
     "model_info": "ditzoo.registry",
     "random_token_mask": "ditzoo.layers.masking",
     "register_model": "ditzoo.registry",
+    "sample": "ditzoo.pipeline",
 }
 
 __all__ = [
     "ModelInfo",
+    "Pipeline",
     "Recipe",
     "TokenMask",
     "__version__",
@@ -46,6 +50,7 @@ __all__ = [
     "model_info",
     "random_token_mask",
     "register_model",
+    "sample",
 ]
 
 

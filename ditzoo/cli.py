@@ -54,8 +54,8 @@ def list_command(pattern: str | None, family: str | None, pretrained: bool) -> N
             info.name,
             info.family,
             f"{info.num_params / 1e6:.1f}",
-            str(info.config["depth"]),
-            str(info.config["hidden_size"]),
+            str(info.depth),
+            str(info.hidden_size),
             "{in_channels}x{input_size}x{input_size}".format(**info.config),
             "ours" if info.ours else "paper",
             (info.licence or "") if tagged else " ".join(info.tags),
@@ -123,7 +123,7 @@ def verify(name: str, checkpoint: str | None, device: str, dtype: str, weights: 
 @click.argument("name")
 @click.option("--classes", help="Numbers, ranges and names, such as 0-9 or 'strawberry,207'; default: random ones.")
 @click.option("--per-class", type=click.IntRange(min=1), help="Images of each of these classes.")
-@click.option("--num", type=click.IntRange(min=1), help="Images in all; default: one a class, or 16.")
+@click.option("--num", "--num-images", "num", type=click.IntRange(min=1), help="In all; default: one a class, or 16.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--sampler", help="Another sampler than the weights' own; a wrong one gives the list.")

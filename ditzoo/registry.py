@@ -6,6 +6,7 @@ configuration (`dit_xl_2.in512`). Other packages add models through the entry po
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import inspect
 import re
@@ -15,14 +16,19 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from threading import RLock
+from threading import Condition, Lock, get_ident
 from typing import Any
 
 import torch
 
 from ditzoo.layers import UnusedWeights
 from ditzoo.models import FAMILIES, Architecture, Checkpoint, DiffusionTransformer
+from ditzoo.models.rebuild import check_rebuilds
 from ditzoo.recipe import Recipe
+
+
+class MissingWeightsError(RuntimeError, ValueError):
+    """Weights were asked for that ditzoo has not; the message says where they are, or which there are."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,10 @@ class ModelInfo:
         num_params: parameters, frozen position tables included, as the papers count them.
         num_trainable_params: those that training changes.
         num_tokens: patch tokens of one input.
+        patch_size: side of a patch; 1 where every pixel is a token.
+        hidden_size: width of the tokens; in a U shape that of its widest stage.
+        depth: transformer blocks, as the family's paper counts them.
+        num_heads: attention heads; in a U shape those of its widest stage.
         paper: title and arXiv number; empty for a model registered without one.
         ours: True where no paper has this size.
         tags: published weights of this architecture.
@@ -45,6 +55,7 @@ class ModelInfo:
         data: what they were trained on; None for a bare name.
         recipe: how the authors train and sample these weights; for a bare name, the published weights of its size or
             else of its family. None for a model registered without one. That of a tag names licence and source.
+        packaged: whether the weights come with ditzoo, so that `create(name, pretrained=True)` loads them.
         unused: weights that the state dict has, as the original's does, and that change no output.
     """
 
@@ -55,6 +66,10 @@ class ModelInfo:
     num_params: int
     num_trainable_params: int
     num_tokens: int
+    patch_size: int
+    hidden_size: int
+    depth: int
+    num_heads: int
     paper: str
     ours: bool
     tags: tuple[str, ...]
@@ -62,6 +77,7 @@ class ModelInfo:
     licence: str | None
     data: str | None
     recipe: Recipe | None
+    packaged: bool
     unused: tuple[UnusedWeights, ...]
 
 
@@ -73,6 +89,7 @@ class _Entry:
     recipe: Recipe | None = None
 
 
+# Replaced by a longer copy, never changed: whoever reads it, in any thread, has one that stays as it is.
 _ENTRIES: dict[str, _Entry] = {
     architecture.name: _Entry(architecture, family.name, family.paper, architecture.recipe or family.recipe)
     for family in FAMILIES
@@ -80,25 +97,81 @@ _ENTRIES: dict[str, _Entry] = {
 }
 
 
+_registering = Lock()  # held while it is replaced
+
+
 class _Plugins:
-    """Packages that register models of their own when their entry point of the group `ditzoo.models` is loaded."""
+    """Packages that register models of their own when their entry point of the group `ditzoo.models` is loaded.
+
+    One thread loads them and others wait. No lock is held meanwhile: a package may start threads that ask the
+    registry, and wait for them. Since that cannot be told from here, nobody waits longer than `patience`.
+    """
+
+    patience = 10.0
+    """seconds"""
 
     def __init__(self) -> None:
-        self._lock = RLock()  # another thread waits for the names; a plugin that asks for some does not
-        self._loaded = False
+        self._turn = Condition()  # guards the next two
+        self._loader: int | None = None
+        self._patient = True
+        self._pending: list[EntryPoint] | None = None  # None until somebody has looked
+        self._failures: list[str] = []
+        self._registered: set[str] = set()  # by the package that is being loaded
+        self._interrupted: set[str] = set()  # by the same package, when its loading was interrupted
 
     def load(self) -> None:
-        """Load them if nobody has yet; warn of those that fail, and go on without them."""
-        with self._lock:
-            if self._loaded:
-                return
-            self._loaded = True
-            found = sorted(entry_points(group="ditzoo.models"), key=lambda entry_point: entry_point.name)
+        """Load those that are not loaded yet; warn of those that fail, and go on without them.
+
+        An interrupt ends it. The next call goes on with the package that was being loaded.
+        """
+        if not self._take_turn():
+            return
+        try:
             # As an import at the top of a file would run, though the first use may be inside such a context.
             with torch.device("cpu"), torch.inference_mode(False):
-                failures = [failure for entry_point in found if (failure := self._failure(entry_point))]
+                self._load_pending()
+        finally:
+            self._end_turn()
+        failures, self._failures = self._failures, []
         for failure in failures:
             warnings.warn(failure, RuntimeWarning, stacklevel=3)
+
+    def repeats(self, name: str) -> bool:
+        """Whether the package that this thread loads had registered the name before an interrupt."""
+        return self._loader == get_ident() and name in self._interrupted
+
+    def note(self, name: str) -> None:
+        """Remember a name that has been registered, if it was by a package that this thread loads."""
+        if self._loader == get_ident():
+            self._registered.add(name)
+            self._interrupted.discard(name)
+
+    def _take_turn(self) -> bool:
+        """Whether it is for this thread to load packages; returns when that is known, or patience is at an end."""
+        with self._turn:
+            if self._loader == get_ident():  # a package asks while it is loaded
+                return False
+            if self._loader is not None and self._patient:
+                self._patient = self._turn.wait_for(lambda: self._loader is None, self.patience)
+            if self._loader is not None or self._pending == []:
+                return False
+            self._loader, self._patient = get_ident(), True
+            return True
+
+    def _end_turn(self) -> None:
+        with self._turn:
+            self._loader = None
+            self._turn.notify_all()
+
+    def _load_pending(self) -> None:
+        if self._pending is None:
+            self._pending = sorted(entry_points(group="ditzoo.models"), key=lambda entry_point: entry_point.name)
+        while self._pending:
+            self._interrupted, self._registered = self._interrupted | self._registered, set()
+            if failure := self._failure(self._pending[0]):
+                self._failures.append(failure)
+            del self._pending[0]
+            self._interrupted, self._registered = set(), set()
 
     @staticmethod
     def _failure(entry_point: EntryPoint) -> str | None:
@@ -125,7 +198,8 @@ def create(name: str, pretrained: bool = False, **overrides: Any) -> DiffusionTr
 
     Args:
         name: one of `list_models()`, or one with a tag of published weights, whose configuration it then has.
-        pretrained: load published weights. Not in this release; the error says how to load the official file.
+        pretrained: load the weights of a tagged name. Those that come with ditzoo are loaded; where the others are, the
+            error says, and how to load the file.
         **overrides: constructor options that replace the name's own, such as `num_classes=10`.
 
     Returns:
@@ -134,15 +208,28 @@ def create(name: str, pretrained: bool = False, **overrides: Any) -> DiffusionTr
     Raises:
         ValueError: for an unknown name or tag (the nearest are named), or an option outside its range.
         TypeError: for an option that the family does not have (the nearest are named).
-        RuntimeError: for `pretrained=True`.
+        MissingWeightsError: for `pretrained=True` without weights that come with ditzoo.
     """
     _plugins.load()
     entry, checkpoint = _resolve(name)
     architecture = entry.architecture
     _check_options(name, architecture.model_cls, overrides)
+    if pretrained and not (checkpoint and checkpoint.packaged):
+        raise MissingWeightsError(_no_weights(name, architecture, checkpoint))
+    model = architecture.model_cls(**{**_config(architecture, checkpoint), **overrides})
     if pretrained:
-        raise RuntimeError(_no_weights(name, architecture, checkpoint))
-    return architecture.model_cls(**{**_config(architecture, checkpoint), **overrides})
+        _load_packaged(model, name, overrides)
+    return model
+
+
+def _load_packaged(model: DiffusionTransformer, name: str, overrides: Mapping[str, Any]) -> None:
+    from ditzoo.weights.packaged import load_packaged
+
+    try:
+        model.load_state_dict(load_packaged(name))
+    except RuntimeError as error:
+        changed = ", ".join(f"{option}={value!r}" for option, value in overrides.items())
+        raise ValueError(f"the weights of {name} do not fit a model with {changed}: {error}") from error
 
 
 def list_models(pattern: str | None = None, *, family: str | None = None, pretrained: bool | None = None) -> list[str]:
@@ -184,10 +271,10 @@ def model_info(name: str) -> ModelInfo:
     """
     _plugins.load()
     info = _model_info(name)
-    return replace(info, config=dict(info.config))  # the caller's own: the facts behind it are remembered
+    return replace(info, config=copy.deepcopy(info.config))  # the caller's own: the facts behind it are remembered
 
 
-@cache  # never stale: a registered name does not change, and what raises is not remembered
+@cache  # not stale: a name is registered once, or else `_publish` clears this; what raises is not remembered
 def _model_info(name: str) -> ModelInfo:
     entry, checkpoint = _resolve(name)
     architecture = entry.architecture
@@ -204,6 +291,10 @@ def _model_info(name: str) -> ModelInfo:
         num_params=sum(p.numel() for p in model.parameters()),
         num_trainable_params=sum(p.numel() for p in model.parameters() if p.requires_grad),
         num_tokens=model.num_tokens(),
+        patch_size=model.patch_size,
+        hidden_size=model.hidden_size,
+        depth=model.depth,
+        num_heads=model.num_heads,
         paper=entry.paper,
         ours=architecture.ours,
         tags=tuple(architecture.checkpoints),
@@ -211,6 +302,7 @@ def _model_info(name: str) -> ModelInfo:
         licence=checkpoint.licence if checkpoint else None,
         data=checkpoint.data if checkpoint else None,
         recipe=recipe,
+        packaged=bool(checkpoint and checkpoint.packaged),
         unused=tuple(model.unused_weights()),
     )
 
@@ -223,6 +315,7 @@ def register_model(
     family: str,
     paper: str = "",
     recipe: Recipe | None = None,
+    ours: bool = True,
 ) -> None:
     """Add a model of your own to the zoo, under a new name.
 
@@ -230,40 +323,69 @@ def register_model(
     `package.module:function` for a function without arguments that is then called. The registry loads these once,
     when it is first asked for something.
 
+    The model is built twice on the meta device, the second time from the `config` of the first.
+
     Args:
         name: letters, digits and underscores, such as `"my_dit_s_2"`.
         model_cls: a subclass of `ditzoo.models.DiffusionTransformer`.
         config: constructor arguments of this name.
-        family: an existing family or a new one.
+        family: an existing family or a new one; letters, digits and underscores.
         paper: title and arXiv number.
         recipe: how the model is trained and sampled. The quick benchmark trains a model whose recipe is a flow by
             flow matching.
+        ours: False where `paper` has a model of exactly this size. Tables mark the others "ours".
 
     Raises:
-        ValueError: if the name is taken or malformed.
-        TypeError: if `model_cls` is no such subclass, has no such options, or cannot be built with them on the meta
-            device.
+        ValueError: if `name` or `family` is malformed, or the name is taken.
+        TypeError: if an argument is of another type; if `model_cls` is no such subclass, has no such options, or
+            cannot be built with them on the meta device; if the model's `config` lacks an option, holds what JSON
+            does not keep, or builds another network.
     """
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(f"{name!r} is no model name: use lower-case letters, digits and underscores.")
-    if name in _ENTRIES:
-        raise ValueError(
-            f"{name!r} is already registered, as {_ENTRIES[name].architecture.model_cls.__name__}; choose another name."
-        )
+    _check_word("model name", name)
+    _check_word("family", family)
+    _check_type("config", config, Mapping, "a mapping of constructor arguments", optional=True)
+    _check_type("paper", paper, str, "a string, title and arXiv number")
+    _check_type("recipe", recipe, Recipe, "a ditzoo.Recipe (Recipe.from_dict() makes one of a dict)", optional=True)
+    _check_type("ours", ours, bool, "True or False")
+    _check_free(name)
     concrete = isinstance(model_cls, type) and model_cls is not DiffusionTransformer
     if not (concrete and issubclass(model_cls, DiffusionTransformer)):
         raise TypeError(f"{model_cls!r} is no subclass of ditzoo.models.DiffusionTransformer.")
     config = dict(config or {})
     _check_options(name, model_cls, config)
-    try:
-        with torch.device("meta"):
-            model_cls(**config).unused_weights()
-    except Exception as error:  # said here, where the culprit is known, rather than in the middle of `ditzoo list`
-        raise TypeError(
-            f"{name!r} cannot be registered: {model_cls.__name__}(**{config}) on the meta device raised "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    _ENTRIES[name] = _Entry(Architecture(name, model_cls, config, ours=True, recipe=recipe), family, paper, recipe)
+    check_rebuilds(name, model_cls, config)
+    architecture = Architecture(name, model_cls, copy.deepcopy(config), ours=ours, recipe=recipe)
+    _publish(_Entry(architecture, family, paper, recipe))
+
+
+def _publish(entry: _Entry) -> None:
+    global _ENTRIES  # noqa: PLW0603 - see there: it is replaced and never changed
+    name = entry.architecture.name
+    with _registering:
+        _check_free(name)  # again: another thread may have been faster
+        if name in _ENTRIES:
+            _model_info.cache_clear()
+        _ENTRIES = {**_ENTRIES, name: entry}
+        _plugins.note(name)
+
+
+def _check_word(what: str, word: object) -> None:
+    if not isinstance(word, str):
+        raise TypeError(f"a {what} is a string, got {word!r}.")
+    if not re.fullmatch(r"[a-z0-9_]+", word):
+        raise ValueError(f"{word!r} is no {what}: use lower-case letters, digits and underscores.")
+
+
+def _check_type(what: str, value: object, kind: type, wanted: str, optional: bool = False) -> None:
+    if not (isinstance(value, kind) or (optional and value is None)):
+        raise TypeError(f"{what} must be {wanted}{', or None' if optional else ''}, got {value!r}.")
+
+
+def _check_free(name: str) -> None:
+    if name in _ENTRIES and not _plugins.repeats(name):
+        raise ValueError(
+            f"{name!r} is already registered, as {_ENTRIES[name].architecture.model_cls.__name__}; choose another name."
+        )
 
 
 def _resolve(name: str) -> tuple[_Entry, Checkpoint | None]:
@@ -271,12 +393,13 @@ def _resolve(name: str) -> tuple[_Entry, Checkpoint | None]:
     if not isinstance(name, str):
         raise TypeError(f"a model name is a string, got {name!r}.")
     bare, dot, tag = name.partition(".")
-    if bare not in _ENTRIES:
+    entries = _ENTRIES
+    if bare not in entries:
         raise ValueError(
-            f"Unknown model {bare!r}.{_did_you_mean(bare, _ENTRIES)} ditzoo.list_models() or `ditzoo list` gives all "
+            f"Unknown model {bare!r}.{_did_you_mean(bare, entries)} ditzoo.list_models() or `ditzoo list` gives all "
             "names."
         )
-    entry = _ENTRIES[bare]
+    entry = entries[bare]
     if not dot:
         return entry, None
     checkpoints = entry.architecture.checkpoints
@@ -287,7 +410,8 @@ def _resolve(name: str) -> tuple[_Entry, Checkpoint | None]:
 
 
 def _config(architecture: Architecture, checkpoint: Checkpoint | None) -> dict[str, Any]:
-    return {**architecture.config, **(checkpoint.config if checkpoint else {})}
+    """Arguments for the constructor, which may keep and change them."""
+    return copy.deepcopy({**architecture.config, **(checkpoint.config if checkpoint else {})})
 
 
 def _check_options(name: str, model_cls: type[DiffusionTransformer], options: Iterable[str]) -> None:
@@ -308,12 +432,12 @@ def _no_weights(name: str, architecture: Architecture, checkpoint: Checkpoint | 
     if checkpoint is not None:
         return (
             f"This release of ditzoo does not fetch weights. Those of {name} are at {checkpoint.source} (licence: "
-            f"{checkpoint.licence}); load the official state dict with "
-            f"ditzoo.create({name!r}).load_state_dict(state)."
+            f"{checkpoint.licence}); load the file with ditzoo.Pipeline.from_pretrained({name!r}, checkpoint=path), or "
+            f"the official state dict with ditzoo.create({name!r}).load_state_dict(state)."
         )
     tags = ", ".join(f"{architecture.name}.{tag}" for tag in architecture.checkpoints)
     if tags:
-        return f"{name} names no weights. Published ones: {tags}. This release of ditzoo does not fetch them yet."
+        return f"{name} names no weights; give one of its tags: {tags}."
     return (
         f"No weights are published for {name}. Models that have some: "
         f"{', '.join(list_models(pretrained=True))}. This release of ditzoo does not fetch them yet."

@@ -49,6 +49,9 @@ _RESULT_COLUMNS = {
     "R": "recall",
 }
 
+#: facts of every network, whether its constructor takes them or derives them
+_SIZES = ("depth", "hidden_size", "num_heads", "patch_size")
+
 _DIRECTIVE = re.compile(r"^\{\{ (\w+)((?: \S+)*) \}\}$", re.MULTILINE)
 
 
@@ -78,22 +81,22 @@ def model_table() -> str:
     return _table(header, rows, right={2, 3, 5})
 
 
-def size_table(family: str) -> str:
-    """The bare names of one family, with the options of its own in which they differ."""
-    names = _by_family_and_cost(ditzoo.list_models(family=family))
+def size_table(family: str, pattern: str = "*") -> str:
+    """The bare names of one family, or those that match, with the options of its own in which they differ."""
+    names = _by_family_and_cost(ditzoo.list_models(pattern, family=family))
     infos = [ditzoo.model_info(name) for name in names]
-    shared = set.intersection(*(set(ditzoo.model_info(name).config) for name in ditzoo.list_models()))
+    shared = {*_SIZES, *set.intersection(*(set(ditzoo.model_info(name).config) for name in ditzoo.list_models()))}
     own = [
         option
         for option in infos[0].config
-        if option not in shared and len({info.config.get(option) for info in infos}) > 1
+        if option not in shared and len({_option(info.config.get(option)) for info in infos}) > 1
     ]
     rows = [
         (
             _name(info) + "".join(f"<br>`.{tag}`" for tag in info.tags),
             f"{info.num_params / 1e6:.2f}",
             _gmacs(info.name),
-            *(str(info.config[option]) for option in ("depth", "hidden_size", "num_heads", "patch_size")),
+            *(str(getattr(info, size)) for size in _SIZES),
             _input_shape(info),
             str(info.num_tokens),
             *(_option(info.config.get(option)) for option in own),
@@ -140,11 +143,12 @@ def recipe_table(family: str) -> str:
     names: dict[Recipe, list[str]] = {}
     for name in ditzoo.list_models(family=family, pretrained=True):
         names.setdefault(_recipe(name), []).append(f"`{name}`")
+    published = set(names)
     for name in ditzoo.list_models(family=family):
         info = ditzoo.model_info(name)
         if info.recipe is not None and not info.ours:
             known = names.setdefault(info.recipe, [])
-            others = f"other `{name.partition('_')[0]}_*`"
+            others = f"other `{name.partition('_')[0]}_*`" if info.recipe in published else f"`{name}`"
             known += [] if others in known else [others]
     rows = [
         (
@@ -382,6 +386,8 @@ def _tags(info: ditzoo.ModelInfo) -> str:
 def _option(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return "" if value is None else str(value)
 
 

@@ -42,7 +42,7 @@ def test_list_filters_by_pattern_family_and_weights() -> None:
 def test_info_prints_what_the_library_describes() -> None:
     output = run("info", "dit_xl_2.in512").output
     assert output == describe("dit_xl_2.in512") + "\n"
-    for text in ("676,014,368", "1,024 patches", "524.5", "2212.09748", "CC-BY-NC-4.0", "input_size", "64", "►"):
+    for text in ("676,014,368", "1,024 patches", "524.5", "2212.09748", "CC-BY-NC-4.0", "input_size", "64", "◄"):
         assert text in output
     assert "no paper has it" in run("info", "diffit_s_2").output
 

@@ -70,6 +70,7 @@ def test_the_wheel_has_what_is_no_python_file(wheel):
     weights = [path for path in wheel if path.endswith(".safetensors")]
     assert "ditzoo/metrics/digits_classifier.safetensors" in weights
     assert all(len(wheel[path]) > 1_000 for path in weights)
+    assert len(wheel["ditzoo/media/imagenet_classes.txt"].splitlines()) > 1_000
     assert b"Apache License" in wheel[f"{NAME}.dist-info/licenses/LICENSE"]
 
 
@@ -83,7 +84,7 @@ def test_metadata(metadata, sdist):
     assert (metadata["License-Expression"], metadata["Requires-Python"]) == ("Apache-2.0", ">=3.11")
     required = [entry for entry in metadata.get_all("Requires-Dist", []) if "extra ==" not in entry]
     names = {entry.partition(">=")[0] for entry in required}
-    assert names == {"torch", "einops", "safetensors", "huggingface-hub", "numpy", "click", "rich"}
+    assert names == {"torch", "einops", "safetensors", "huggingface-hub", "numpy", "pillow", "click", "rich"}
     assert {"bench", "docs", "dev", "all"} <= set(metadata.get_all("Provides-Extra", []))
     assert metadata.get_payload().encode().strip() == sdist["README.md"].strip()
 

@@ -214,7 +214,10 @@ def test_named_files_exist(page):
             assert (ROOT / span).exists(), f"{page}: {span}"
 
 
-MODEL_NAME = r"(?:dit|uvit|mdt|mdtv2|diffit|sit)_(?:ti|s|s_deep|m|b|l|xl|h)_\d(?:_(?:adaln|crossattn|incontext))?"
+MODEL_NAME = (
+    r"(?:(?:dit|uvit|mdt|mdtv2|diffit|sit)_(?:ti|s|s_deep|m|b|l|xl|h)_\d(?:_(?:adaln|crossattn|incontext))?"
+    r"|diffit_unet_(?:ti|\d+))"
+)
 
 
 def test_names_of_models_are_recognised():
@@ -380,6 +383,11 @@ def test_size_tables_hold_the_options_in_which_a_family_differs():
     assert "| tokens | `conv` |" in hooks().size_table("uvit")
     assert "| tokens | `conditioning` |" in hooks().size_table("dit")
     assert "| tokens |\n" in hooks().size_table("sit")
+    latent, u_shaped = hooks().size_table("diffit", "diffit_*_2"), hooks().size_table("diffit", "diffit_unet_*")
+    assert "| tokens |\n" in latent
+    assert "unet" not in latent
+    assert "| `channels` | `blocks` | `window_size` | `head_size` | `condition_size` |" in u_shaped
+    assert "| `diffit_unet_32` | 28.16 | 6.98 | 20 | 256 | 4 | 1 | 3x32x32 | 1024 | 128, 256, 256 |" in u_shaped
 
 
 def test_recipe_tables_have_a_row_for_each_recipe():
@@ -390,6 +398,8 @@ def test_recipe_tables_have_a_row_for_each_recipe():
     assert table.count("\n") == 7  # of nine weights, two of them twice
     assert hooks().recipe_table("mdt").count("s up to 3.8, power 4, first 3 channels") == 2
     assert "| 0.3 to 0.5 |" in hooks().recipe_table("mdt")
+    assert "| `diffit_xl_2.in256`, other `diffit_*` |" in hooks().recipe_table("diffit")
+    assert "`diffit_unet_32`" in hooks().recipe_table("diffit")
 
 
 def test_the_table_of_samplers_holds_every_one():

@@ -11,9 +11,9 @@ import ditzoo
 
 PACKAGE = Path(ditzoo.__file__).parent
 #: From the bottom up; each may import those before it.
-STOREYS = ["layers", "models", "registry", "weights", "summary", "pipeline", "train", "bench", "cli"]
+STOREYS = ["layers", "models", "registry", "weights", "interop", "summary", "pipeline", "train", "bench", "cli"]
 #: They work on callables and tensors, and import none of the storeys.
-BASEMENT = ["data", "recipe", "diffusion", "metrics"]
+BASEMENT = ["data", "media", "recipe", "diffusion", "metrics"]
 #: The calls that go up, each by an import inside one function.
 UPWARD = {("registry", "weights"), ("models", "weights"), ("metrics", "registry")}
 #: Imported inside the function that needs them.
@@ -118,7 +118,13 @@ def test_optional_packages_are_imported_inside_functions(path):
         ("models", "from ditzoo.weights import verify", True),
         ("metrics", "def f():\n    from ditzoo.weights import verify", True),
         ("diffusion", "from ditzoo.recipe import Recipe", False),
+        ("media", "from ditzoo.recipe import Recipe", False),
+        ("media", "from ditzoo.models import DiT", True),
+        ("media", "def f():\n    from ditzoo.registry import create", True),
         ("data", "if True:\n    from ditzoo.layers import Mlp", True),
+        ("interop", "from ditzoo.weights import load_state_dict", False),
+        ("interop", "def f():\n    from ditzoo.pipeline import Pipeline", True),
+        ("weights", "def f():\n    from ditzoo.interop import from_diffusers", True),
         ("train", "def f():\n    from ditzoo import bench", True),
         ("bench", "from ditzoo import __version__", False),
         ("cli", "import torch", False),

@@ -26,7 +26,7 @@ from ditzoo.cli import cli
 from ditzoo.metrics import count_macs
 from ditzoo.models import DiT
 from tests.test_docs import blocks_of, run_examples, text_of
-from tests.zoo import TINY
+from tests.zoo import PLAIN
 
 PAGE = "docs/extending.md"
 MODULE, PYPROJECT = blocks_of(PAGE, "python")[0], blocks_of(PAGE, "toml")[0]
@@ -117,7 +117,7 @@ class TestCheckOfThePage:
     def page(self) -> dict[str, Any]:
         return run_examples(PAGE)[0]
 
-    @pytest.mark.parametrize("name", TINY)
+    @pytest.mark.parametrize("name", PLAIN)
     def test_the_zoo_passes(self, page, name):
         page["check"](name)
 
@@ -139,7 +139,7 @@ class TestCheckOfThePage:
 
 
 def test_the_ending_that_the_page_reserves_is_the_suites():
-    assert QUICK.pattern == "*_ti_2"
+    assert QUICK.patterns == ("*_ti_2", "*_unet_ti")
     assert "every name that ends in `_ti_2`" in text_of(PAGE)
 
 
@@ -244,15 +244,238 @@ def test_a_package_is_imported_as_if_outside_of_any_context(install):
     assert not table.is_inference()
 
 
-def test_another_thread_waits_until_all_are_loaded(install):
-    install("good", "import time\ntime.sleep(0.3)\n" + GOOD)
-    seen = []
-    threads = [threading.Thread(target=lambda: seen.append(ditzoo.list_models("good*"))) for _ in range(4)]
+# Threads.
+
+
+def answers(*calls: Callable[[], Any]) -> list[Any]:
+    """What the calls return or raise, each made in a thread of its own.
+
+    A deadlock fails here, rather than hangs. Its threads keep the import locks of their packages, so that no other test
+    may use the name of a package that could be in one.
+    """
+    found: dict[int, Any] = {}
+
+    def answer(place: int, call: Callable[[], Any]) -> None:
+        try:
+            found[place] = call()
+        except Exception as error:
+            found[place] = error
+
+    threads = [threading.Thread(target=answer, args=given, daemon=True) for given in enumerate(calls)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
-    assert seen == [["good_s_2"]] * 4
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads), "a deadlock"
+    return [found[place] for place in range(len(calls))]
+
+
+def good() -> list[str]:
+    return ditzoo.list_models("good*")
+
+
+def test_another_thread_waits_until_all_are_loaded(install):
+    install("good", "import time\ntime.sleep(0.3)\n" + GOOD)
+    assert answers(good, good, good, good) == [["good_s_2"]] * 4
+
+
+ASKING = """
+import threading
+answers = []
+def ask():
+    answers.extend([ditzoo.list_models("good*"), ditzoo.create("good_s_2").depth, ditzoo.model_info("dit_s_2").name])
+thread = threading.Thread(target=ask, daemon=True)
+thread.start()
+thread.join()
+ditzoo.register_model("good_b_2", DiT, {"depth": 1}, family="good")
+"""
+
+
+def test_a_package_may_wait_for_a_thread_that_asks_the_registry(install, monkeypatch):
+    monkeypatch.setattr(registry._Plugins, "patience", 0.2)
+    install("asking", GOOD + ASKING)
+    assert answers(good) == [["good_b_2", "good_s_2"]]
+    assert sys.modules["asking"].answers == [["good_s_2"], 1, "dit_s_2"]
+
+
+def test_a_package_that_waits_for_a_thread_costs_patience_once(install, monkeypatch):
+    waits = []
+
+    def wait_for(self: threading.Condition, predicate: Callable[[], bool], timeout: float) -> bool:
+        waits.append(timeout)
+        return predicate()
+
+    monkeypatch.setattr(threading.Condition, "wait_for", wait_for)
+    install("asking", GOOD + ASKING)
+    assert answers(good) == [["good_b_2", "good_s_2"]]
+    assert waits == [10.0]  # by the first of the questions
+
+
+IMPORTING = """
+import importlib, threading
+begun = threading.Event()
+def register():
+    begun.set()
+    importlib.import_module("shared")
+"""
+
+
+def test_a_package_may_import_what_another_thread_imports_that_asks_the_registry(install, monkeypatch):
+    monkeypatch.setattr(registry._Plugins, "patience", 0.2)
+    install("alpha", IMPORTING, entry_point="alpha:register")
+    # Its import lock is held by the second thread, which waits for the first one's packages.
+    install("shared", GOOD.lstrip() + "import alpha\nalpha.begun.wait()\nnames = ditzoo.list_models('good*')\n")
+    answers(good, lambda: importlib.import_module("shared"))
+    assert sys.modules["shared"].names == good() == ["good_s_2"]
+
+
+class Comparing(str):
+    """A family of which some comparisons have another thread register a model.
+
+    There are more names than families, so that by the twentieth the names are being gone through.
+    """
+
+    def __init__(self, _: str) -> None:
+        self.comparisons = 0
+
+    def __eq__(self, other: object) -> bool:
+        self.comparisons += 1
+        if self.comparisons in (20, 21, 22):
+            name = f"zz_s_{self.comparisons}"
+            assert answers(lambda: ditzoo.register_model(name, DiT, {"depth": 1}, family="zz")) == [None]
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+@pytest.mark.usefixtures("registry_sandbox")
+def test_names_can_be_listed_while_another_thread_registers():
+    expected = ditzoo.list_models(family="diffit")
+    assert ditzoo.list_models(family=Comparing("diffit")) == expected
+    assert ditzoo.list_models("zz*") == ["zz_s_20", "zz_s_21", "zz_s_22"]
+
+
+@pytest.mark.usefixtures("registry_sandbox")
+def test_threads_that_register_lose_nothing():
+    def registering(family: str) -> Callable[[], None]:
+        def register() -> None:
+            for number in range(8):
+                ditzoo.register_model(f"{family}_s_{number}", DiT, {"depth": 1}, family=family)
+
+        return register
+
+    def listing() -> bool:
+        seen: list[str] = []
+        while len(seen) < 24:
+            before, seen = seen, ditzoo.list_models("zz*")
+            assert set(before) <= set(seen)
+            assert ditzoo.create("dit_ti_2").depth == 4
+        return True
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        assert answers(*map(registering, ("zza", "zzb", "zzc")), listing, listing) == [None, None, None, True, True]
+    finally:
+        sys.setswitchinterval(interval)
+    assert ditzoo.list_models("zz*") == [f"zz{letter}_s_{number}" for letter in "abc" for number in range(8)]
+
+
+@pytest.mark.usefixtures("registry_sandbox")
+def test_of_threads_that_register_the_same_name_one_succeeds():
+    together = threading.Barrier(6)
+
+    def registering(depth: int) -> Callable[[], int]:
+        def register() -> int:
+            together.wait(timeout=60)
+            ditzoo.register_model("zz_s_2", DiT, {"depth": depth}, family="zz")
+            return depth
+
+        return register
+
+    outcomes = answers(*map(registering, range(1, 7)))
+    (winner,) = [outcome for outcome in outcomes if isinstance(outcome, int)]
+    assert ditzoo.model_info("zz_s_2").config["depth"] == winner
+    losers = [str(outcome) for outcome in outcomes if isinstance(outcome, ValueError)]
+    assert losers == ["'zz_s_2' is already registered, as DiT; choose another name."] * 5
+
+
+# Interrupts.
+
+STOPPED_ONCE = """
+from pathlib import Path
+stopped = Path(__file__).with_name("stopped")
+if not stopped.exists():
+    stopped.touch()
+    raise KeyboardInterrupt
+ditzoo.register_model("good_b_2", DiT, {"depth": 1}, family="good")
+"""
+
+
+def test_an_interrupt_ends_the_loading_and_the_next_call_goes_on(install):
+    counted = "from pathlib import Path\nPath(__file__).with_name('loads').open('a').write('x')\n"
+    folder = install("alpha", GOOD.replace('"good', '"alpha') + counted)
+    install("good", GOOD + STOPPED_ONCE)  # interrupted between its two names
+    install("zeta", GOOD.replace('"good', '"zeta'))
+    with pytest.raises(KeyboardInterrupt):
+        ditzoo.list_models()
+    assert "zeta" not in sys.modules
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        names = ["alpha_s_2", "good_b_2", "good_s_2", "zeta_s_2"]
+        assert [
+            name for name in ditzoo.list_models() if ditzoo.model_info(name).family in ("alpha", "good", "zeta")
+        ] == names
+    assert (folder / "loads").read_text() == "x"
+
+
+@pytest.mark.parametrize("entry_point", ["good", "good:register"])
+def test_another_thread_goes_on_after_an_interrupt(install, entry_point):
+    body = GOOD + STOPPED_ONCE
+    source = body if entry_point == "good" else "def register():\n" + textwrap.indent(body, "    ")
+    install("good", source, entry_point=entry_point)
+    with pytest.raises(KeyboardInterrupt):
+        ditzoo.create("good_s_2")
+    assert answers(good, good) == [["good_b_2", "good_s_2"]] * 2
+
+
+def test_what_is_interrupted_twice_is_loaded_the_third_time(install):
+    twice = STOPPED_ONCE + STOPPED_ONCE.replace("stopped", "again").replace("good_b_2", "good_l_2")
+    install("good", GOOD + twice)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            ditzoo.list_families()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert good() == ["good_b_2", "good_l_2", "good_s_2"]
+    model = ditzoo.create("good_s_2")
+    assert type(model) is DiT
+
+
+def test_an_interrupted_package_has_the_class_of_its_second_import(install):
+    own = GOOD.replace("ditzoo.register", "class Mine(DiT): pass\nditzoo.register").replace(", DiT,", ", Mine,")
+    install("good", own + "ditzoo.model_info('good_s_2')\n" + STOPPED_ONCE)
+    with pytest.raises(KeyboardInterrupt):
+        ditzoo.list_models()
+    assert type(ditzoo.create("good_s_2")) is sys.modules["good"].Mine
+
+
+def test_an_interrupted_package_may_still_not_register_a_name_twice(install):
+    install("good", GOOD + STOPPED_ONCE + GOOD)
+    with pytest.raises(KeyboardInterrupt):
+        ditzoo.list_models()
+    with pytest.warns(RuntimeWarning, match="ValueError: 'good_s_2' is already registered, as DiT"):
+        assert good() == ["good_b_2", "good_s_2"]
+
+
+def test_a_failure_before_an_interrupt_is_told_after_it(install):
+    install("bad-zoo", "1 / 0")
+    install("good", GOOD + STOPPED_ONCE)
+    with pytest.raises(KeyboardInterrupt):
+        ditzoo.list_models()
+    with pytest.warns(RuntimeWarning, match="'bad-zoo' .* ZeroDivisionError") as caught:
+        assert good() == ["good_b_2", "good_s_2"]
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """Names, tags and options, and what the errors say when one of them is wrong."""
 
+import math
 import re
 import subprocess
 import sys
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import ditzoo
-from ditzoo import random_token_mask, registry
+from ditzoo import Recipe, random_token_mask, registry
+from ditzoo.cli import cli
 from ditzoo.models import FAMILIES, MDT, DiffusionTransformer, DiT, MDTv2
 from tests.zoo import EVERY_NAME, MASKED, TINY, inputs, lively, on_meta
 
@@ -78,10 +81,10 @@ class TestModelInfo:
     @pytest.mark.parametrize("name", TAGGED)
     def test_every_tag_says_where_its_weights_are_and_under_which_licence(self, name):
         info = ditzoo.model_info(name)
-        assert info.source.startswith("https://")
         assert info.licence
-        assert re.search(r"ImageNet|CIFAR|CelebA", info.data)
-        assert not info.ours
+        assert info.packaged == info.ours == name.endswith(".digits")
+        assert info.source.startswith("packaged with ditzoo" if info.packaged else "https://")
+        assert re.search("digits" if info.packaged else "ImageNet|CIFAR|CelebA", info.data)
 
     def test_what_the_caller_does_with_the_configuration_is_forgotten(self):
         ditzoo.model_info("dit_s_2").config["depth"] = 99
@@ -121,7 +124,7 @@ class TestTags:
 
     @pytest.mark.parametrize("name", ditzoo.list_models(family="uvit", pretrained=True))
     def test_only_the_huge_u_vits_end_without_a_convolution(self, name):
-        assert on_meta(name).config["conv"] == (not name.startswith("uvit_h"))
+        assert on_meta(name).config["conv"] == (not name.startswith(("uvit_h", "uvit_ti")))
 
     def test_options_override_a_tag(self):
         assert on_meta("dit_xl_2.in512", num_classes=7).config["num_classes"] == 7
@@ -202,30 +205,28 @@ class TestCreate:
         with pytest.raises(TypeError, match="hidden_dim"):
             type(ditzoo.create(name))(hidden_dim=3)
 
-    @pytest.mark.parametrize("name", TAGGED)
+    @pytest.mark.parametrize("name", [name for name in TAGGED if not ditzoo.model_info(name).packaged])
     def test_pretrained_names_where_the_weights_are(self, name):
         info = ditzoo.model_info(name)
         message = (
-            f"does not fetch weights. Those of {name} are at {info.source} (licence: {info.licence}); load the "
-            f"official state dict with ditzoo.create({name!r}).load_state_dict(state)."
+            f"does not fetch weights. Those of {name} are at {info.source} (licence: {info.licence}); load the file "
+            f"with ditzoo.Pipeline.from_pretrained({name!r}, checkpoint=path), or the official state dict with "
+            f"ditzoo.create({name!r}).load_state_dict(state)."
         )
         with pytest.raises(RuntimeError, match=re.escape(message)):
             ditzoo.create(name, pretrained=True)
 
     def test_pretrained_without_a_tag_names_the_tags(self):
-        with pytest.raises(RuntimeError, match=r"dit_xl_2 names no weights\. Published ones: dit_xl_2\.in256, "):
+        with pytest.raises(RuntimeError, match=r"dit_xl_2 names no weights; give one of its tags: dit_xl_2\.in256, "):
             ditzoo.create("dit_xl_2", pretrained=True)
 
     def test_pretrained_where_nothing_is_published_names_what_is(self):
-        with pytest.raises(RuntimeError, match=r"No weights are published for dit_ti_2\..*mdt_xl_2\.in256"):
-            ditzoo.create("dit_ti_2", pretrained=True)
+        with pytest.raises(RuntimeError, match=r"No weights are published for dit_s_2\..*mdt_xl_2\.in256"):
+            ditzoo.create("dit_s_2", pretrained=True)
 
 
 class OtherDiT(DiT):
     """A model of one's own."""
-
-    def __init__(self, *, depth: int = 2, num_classes: int = 5) -> None:
-        super().__init__(input_size=8, in_channels=1, hidden_size=32, num_heads=4, depth=depth, num_classes=num_classes)
 
 
 class Unfinished(DiffusionTransformer):
@@ -233,6 +234,109 @@ class Unfinished(DiffusionTransformer):
 
     def __init__(self) -> None:
         super().__init__({})
+
+
+class NotEvenBegun(DiffusionTransformer):
+    """A model that leaves the base class's constructor out."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+
+SMALL = {"input_size": 8, "in_channels": 1, "hidden_size": 32, "num_heads": 4, "depth": 2}
+
+
+class FixedDiT(DiT):
+    """Has the options of DiT in its config, and takes one of them."""
+
+    def __init__(self, *, depth: int = 2) -> None:
+        super().__init__(**{**SMALL, "depth": depth})
+
+
+class Narrow(DiT):
+    """Takes one option, and has no other in its config."""
+
+    def __init__(self, *, depth: int = 2) -> None:
+        super().__init__(**{**SMALL, "depth": depth})
+        self.config = {"depth": depth}
+
+
+class CatchAll(DiT):
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+
+
+class WithOption(DiT):
+    """DiT's options and one more, which the subclasses mistreat."""
+
+    def __init__(
+        self,
+        *,
+        input_size=8,
+        patch_size=2,
+        in_channels=1,
+        hidden_size=32,
+        depth=2,
+        num_heads=4,
+        mlp_ratio=4.0,
+        num_classes=5,
+        class_dropout_prob=0.1,
+        learn_sigma=False,
+        conditioning="adaln_zero",
+        extra=None,
+    ) -> None:
+        super().__init__(
+            input_size=input_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            hidden_size=hidden_size,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            num_classes=num_classes,
+            class_dropout_prob=class_dropout_prob,
+            learn_sigma=learn_sigma,
+            conditioning=conditioning,
+        )
+        self.config["extra"] = extra
+        self.keep(extra)
+
+    def keep(self, extra) -> None:
+        pass
+
+
+class Forgetful(WithOption):
+    def keep(self, extra):
+        del self.config["extra"]
+
+
+class Growing(WithOption):
+    """Writes twice the width into its config."""
+
+    def keep(self, extra):
+        self.config["hidden_size"] *= 2
+
+
+class Hidden(WithOption):
+    """Its layer depends on an option that the config does not give back."""
+
+    def keep(self, extra):
+        self.config["extra"] = None
+        self.hidden = nn.Linear(3, 4 if extra is None else extra)
+
+
+class Tangled(WithOption):
+    def unused_weights(self):
+        raise RuntimeError("no list")
+
+
+class Choosy(WithOption):
+    """Its own config does not build it."""
+
+    def keep(self, extra):
+        if extra == "done":
+            raise ValueError("done before")
+        self.config["extra"] = "done"
 
 
 @pytest.mark.usefixtures("registry_sandbox")
@@ -246,7 +350,7 @@ class TestRegisterModel:
         assert (info.ours, info.tags, info.paper, info.model_cls) == (True, (), "", "DiT")
 
     def test_a_class_of_ones_own_in_a_family_of_ones_own(self):
-        ditzoo.register_model("other_s_2", OtherDiT, family="other", paper="A Paper, arXiv:0000.00000")
+        ditzoo.register_model("other_s_2", OtherDiT, SMALL, family="other", paper="A Paper, arXiv:0000.00000")
         assert ditzoo.list_families() == [*BUILT_IN, "other"]
         assert ditzoo.list_models(family="other") == ["other_s_2"]
         assert ditzoo.model_info("other_s_2").paper == "A Paper, arXiv:0000.00000"
@@ -258,6 +362,22 @@ class TestRegisterModel:
         ditzoo.register_model("mine_s_2", DiT, config, family="dit")
         config["depth"] = 3
         assert on_meta("mine_s_2").depth == 2
+
+    def test_lists_in_the_configuration_are_nobody_elses(self):
+        config = {"extra": [1, [2]]}
+        ditzoo.register_model("mine_s_2", WithOption, config, family="mine")
+        for kept in (config, ditzoo.create("mine_s_2").config, ditzoo.model_info("mine_s_2").config):
+            kept["extra"][1].append(3)
+        assert ditzoo.create("mine_s_2").config["extra"] == [1, [2]]
+        assert ditzoo.model_info("mine_s_2").config["extra"] == [1, [2]]
+
+    def test_a_size_of_a_paper_can_be_told_from_ones_own(self):
+        paper = "A Paper, arXiv:0000.00000"
+        ditzoo.register_model("mine_s_2", DiT, {"depth": 1}, family="mine", paper=paper, ours=False)
+        ditzoo.register_model("mine_b_2", DiT, {"depth": 1}, family="mine", paper=paper)
+        assert [ditzoo.model_info(name).ours for name in ("mine_s_2", "mine_b_2")] == [False, True]
+        lines = CliRunner().invoke(cli, ["list", "mine*"]).output.splitlines()[1:]
+        assert [line.split()[-1] for line in lines] == ["ours", "paper"]  # mine_b_2 comes first
 
     def test_a_taken_name(self):
         with pytest.raises(ValueError, match=r"'dit_xl_2' is already registered, as DiT; choose another name\."):
@@ -285,12 +405,98 @@ class TestRegisterModel:
         [
             (DiT, {"hidden_size": 30}, "ValueError: DiT: hidden_size 30 is not divisible by num_heads 16"),
             (Unfinished, {}, "KeyError: 'input_size'"),
+            (NotEvenBegun, {}, "AttributeError: 'NotEvenBegun' object has no attribute 'config'"),
         ],
     )
     def test_a_model_that_cannot_be_built(self, model_cls, config, cause):
         message = f"'mine_s_2' cannot be registered: {model_cls.__name__}(**{config}) on the meta device raised {cause}"
         with pytest.raises(TypeError, match=re.escape(message)):
             ditzoo.register_model("mine_s_2", model_cls, config, family="dit")
+        assert ditzoo.list_models("mine*") == []
+
+    @pytest.mark.parametrize(
+        ("model_cls", "config", "fault"),
+        [
+            (FixedDiT, {}, "has input_size, patch_size, in_channels, hidden_size, num_heads, mlp_ratio, num_classes, "),
+            (Narrow, {}, "lacks input_size, patch_size, in_channels, hidden_size, num_heads, mlp_ratio, num_classes, "),
+            (CatchAll, {}, "cannot hold what **options takes: name every option in the constructor. "),
+            (Forgetful, {"extra": 1}, "lacks extra. "),
+            (Growing, {}, "builds another network: hidden_size is 64 in the first and 128 in the second. "),
+            (
+                Hidden,
+                {"extra": 7},
+                "builds another network: the shape of hidden.weight is (7, 3) in the first and (4, 3) in the second. ",
+            ),
+        ],
+    )
+    def test_a_class_whose_config_does_not_build_the_same_network(self, model_cls, config, fault):
+        start = f"'mine_s_2' cannot be registered: the config of {model_cls.__name__}(**{config}) {fault}"
+        with pytest.raises(TypeError) as caught:
+            ditzoo.register_model("mine_s_2", model_cls, config, family="mine")
+        assert str(caught.value).startswith(start)
+        assert str(caught.value).endswith(
+            "begins with super().__init__(locals()) of DiffusionTransformer, has the right one."
+        )
+        assert ditzoo.list_models("mine*") == []
+
+    def test_a_class_that_cannot_list_its_unused_weights(self):
+        message = "unused_weights() of Tangled(**{}) on the meta device raised RuntimeError: no list"
+        with pytest.raises(TypeError, match=re.escape(message)):
+            ditzoo.register_model("mine_s_2", Tangled, family="mine")
+
+    def test_a_class_that_its_own_config_does_not_build(self):
+        message = (
+            "'mine_s_2' cannot be registered: Choosy(**{}) builds, but Choosy(**model.config) on the meta device "
+            "raised ValueError: done before"
+        )
+        with pytest.raises(TypeError, match=re.escape(message)):
+            ditzoo.register_model("mine_s_2", Choosy, family="mine")
+
+    @pytest.mark.parametrize("value", [1, 2.5, -0.0, "a", True, False, None, [], [1, [2.5, "b", None]], {"a": [1]}])
+    def test_options_that_json_keeps(self, value):
+        ditzoo.register_model("mine_s_2", WithOption, {"extra": value}, family="mine")
+        assert ditzoo.model_info("mine_s_2").config["extra"] == value
+
+    @pytest.mark.parametrize(
+        "value",
+        [(8, 8), [(8, 8)], {1: 2}, {1}, torch.float32, torch.ones(2), nn.GELU, math.nan, [math.inf], 1j, b"a"],
+        ids=repr,
+    )
+    def test_options_that_json_does_not_keep(self, value):
+        message = (
+            f"has extra={value!r}, which JSON does not keep: options are numbers, strings, True, False, None and lists"
+        )
+        with pytest.raises(TypeError, match=re.escape(message)):
+            ditzoo.register_model("mine_s_2", WithOption, {"extra": value}, family="mine")
+        assert ditzoo.list_models("mine*") == []
+
+    @pytest.mark.parametrize("family", ["", "My Family", "my-family", "a.b", "dít", "dit\n"])
+    def test_a_malformed_family(self, family):
+        with pytest.raises(ValueError, match=re.escape(f"{family!r} is no family: use lower-case letters, digits and")):
+            ditzoo.register_model("mine_s_2", DiT, family=family)
+        assert ditzoo.list_families() == BUILT_IN
+
+    @pytest.mark.parametrize(
+        ("argument", "value", "message"),
+        [
+            ("name", 5, "a model name is a string, got 5."),
+            ("name", None, "a model name is a string, got None."),
+            ("family", None, "a family is a string, got None."),
+            ("family", ["dit"], "a family is a string, got ['dit']."),
+            ("config", ["depth"], "config must be a mapping of constructor arguments, or None, got ['depth']."),
+            ("paper", None, "paper must be a string, title and arXiv number, got None."),
+            ("paper", 2212.09748, "paper must be a string, title and arXiv number, got 2212.09748."),
+            ("recipe", {"prediction": "epsilon"}, "(Recipe.from_dict() makes one of a dict), or None, got {'predic"),
+            ("recipe", "dit_xl_2", "recipe must be a ditzoo.Recipe "),
+            ("recipe", Recipe, "recipe must be a ditzoo.Recipe "),
+            ("ours", None, "ours must be True or False, got None."),
+            ("ours", "paper", "ours must be True or False, got 'paper'."),
+        ],
+    )
+    def test_an_argument_of_another_type(self, argument, value, message):
+        arguments = {"name": "mine_s_2", "model_cls": DiT, "config": {"depth": 1}, "family": "mine", argument: value}
+        with pytest.raises(TypeError, match=re.escape(message)):
+            ditzoo.register_model(**arguments)
         assert ditzoo.list_models("mine*") == []
 
     def test_an_option_the_class_does_not_have(self):
@@ -304,8 +510,10 @@ def test_registered_models_are_gone_after_the_test():
     assert ditzoo.list_models("mine*") == ditzoo.list_models("other*") == ditzoo.list_models("zz*") == []
 
 
+#: of a plain transformer and of a U shape
+DIVISOR = "(patch_size|the total downsampling)"
 WRONG_OPTIONS = [
-    ({"input_size": 9}, ValueError, r"input_size 9 is not divisible by patch_size 2"),
+    ({"input_size": 9}, ValueError, rf"input_size 9 is not divisible by {DIVISOR} 2"),
     ({"patch_size": 3}, ValueError, r"input_size 8 is not divisible by patch_size 3"),
     ({"hidden_size": 36, "num_heads": 8}, ValueError, r"hidden_size 36 is not divisible by num_heads 8"),
     ({"hidden_size": 18, "num_heads": 3}, ValueError, r"hidden_size 18 is not divisible by 4, as position"),
@@ -323,8 +531,10 @@ WRONG_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("name", TINY)
-@pytest.mark.parametrize(("options", "error", "message"), WRONG_OPTIONS)
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [(name, *case) for name in TINY for case in WRONG_OPTIONS if set(case[0]) <= set(ditzoo.model_info(name).config)],
+)
 def test_a_wrong_option_is_named_with_its_value(name, options, error, message):
     cls = type(ditzoo.create(name)).__name__
     with pytest.raises(error, match=f"^{cls}: {message}"):
@@ -357,8 +567,8 @@ def test_u_vit_predicts_no_variance():
 def wrong_inputs(x, t, y):
     """What may be wrong with the inputs of a tiny model: 8x8x1, ten classes and the null label."""
     return {
-        "height": ((x[:, :, :7], t, y), ValueError, r"7x8 is not divisible by patch_size 2; .*8x8"),
-        "width": ((x[..., :5], t, y), ValueError, r"8x5 is not divisible by patch_size 2; .*8x4"),
+        "height": ((x[:, :, :7], t, y), ValueError, rf"7x8 is not divisible by {DIVISOR} 2; .*8x8"),
+        "width": ((x[..., :5], t, y), ValueError, rf"8x5 is not divisible by {DIVISOR} 2; .*8x4"),
         "channels": ((x.repeat(1, 3, 1, 1), t, y), ValueError, r"\(B, 1, H, W\), got \(2, 3, 8, 8\).*in_channels="),
         "no batch": ((x[0], t, y), ValueError, r"\(B, 1, H, W\), got \(1, 8, 8\)"),
         "scalar t": ((x, t[0], y), ValueError, r"t has shape \(\); give one time a sample: \(2,\)"),

@@ -11,6 +11,8 @@ import numpy as np
 
 from ditzoo.bench.results import ResultRow, write_atomically
 from ditzoo.bench.runner import REAL, UNTRAINED, QuickRun
+from ditzoo.recipe import Recipe
+from ditzoo.summary.words import guidance_in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +72,7 @@ def markdown_table(run: QuickRun) -> str:
 
 def notes(run: QuickRun) -> list[str]:
     """What a reader must know to read the table."""
-    suite, recipe = run.suite, run.suite.recipe
+    suite = run.suite
     frechet = next(iter(run.rows.values())).frechet
     lines = [
         f"Frechet distance: features of the {frechet['extractor']}, {frechet['num_samples']:,} images a row against "
@@ -79,8 +81,7 @@ def notes(run: QuickRun) -> list[str]:
         f"Reference rows: {REAL} are {suite.num_samples:,} images of the training split; {UNTRAINED} is a fresh "
         f"{run.models[0]}, sampled like the others.",
         f"Every model: {suite.train.num_images:,} images in batches of {suite.train.batch_size}, AdamW at "
-        f"{suite.train.learning_rate:g}, averaged weights; guidance u + {recipe.guidance.scale:g} (c - u) on all "
-        f"channels; seed {run.seed}.",
+        f"{suite.train.learning_rate:g}, averaged weights; seed {run.seed}.",
         *_recipe_notes(run),
         *_masking_note(run),
         f"MMACs: millions of multiply-adds of one forward pass of one image. Throughput: median and quartiles, "
@@ -108,10 +109,11 @@ def _recipe_notes(run: QuickRun) -> list[str]:
     names: dict[str, list[str]] = {}
     for row in run.rows.values():
         if row.kind == "model":
-            recipe = row.recipe
+            recipe = Recipe.from_dict(row.recipe)
             how = (
-                f"schedule {recipe['schedule']}, prediction {recipe['prediction']}, {recipe['num_inference_steps']} "
-                f"steps of {recipe['sampler']}"
+                f"schedule {recipe.schedule}, prediction {recipe.prediction}, {recipe.num_inference_steps} steps of "
+                f"{recipe.sampler}, guidance "
+                + guidance_in_words(recipe.guidance, recipe.num_train_timesteps, row.config["in_channels"])
             )
             names.setdefault(how, []).append(row.name)
     everyone = len(names) == 1

@@ -23,10 +23,11 @@ from ditzoo.bench.results import ResultRow, Value, now, provenance, read_rows, w
 from ditzoo.bench.suites import QUICK, QuickSuite
 from ditzoo.bench.workers import Progress, one_thread, run_jobs
 from ditzoo.data import load_digits_split, to_uint8
-from ditzoo.diffusion import SamplingStep, get_sampler, guide, make_process, sample_noise
+from ditzoo.diffusion import SamplingStep
 from ditzoo.metrics import FeatureStatistics, FrechetDistance
 from ditzoo.metrics.digits import DIGITS_EXTRACTOR, load_digits_classifier
 from ditzoo.models import DiffusionTransformer
+from ditzoo.pipeline import Pipeline
 from ditzoo.recipe import Recipe
 from ditzoo.train import train
 
@@ -222,28 +223,26 @@ def train_and_sample(
     return pixels.numpy(), labels.numpy(), told
 
 
-@torch.inference_mode()
 def sample_digits(
     suite: QuickSuite, model: DiffusionTransformer, recipe: Recipe, stage: str, progress: Progress
 ) -> tuple[Tensor, Tensor]:
     """Guided samples (N, C, H, W) uint8 and their labels (N,), as many of each class, on the CPU."""
-    model.eval()
-    process, sample = make_process(recipe), get_sampler(recipe)
-    guided = guide(model, recipe.guidance, model.null_label, num_train_timesteps=recipe.num_train_timesteps)
-    shape = (model.in_channels, model.input_size, model.input_size)
     count, steps = suite.num_samples, recipe.num_inference_steps
-    labels = torch.arange(count) % model.num_classes
-    batches = []
-    for start in range(0, count, suite.sample_batch_size):
-        chosen = range(start, min(start + suite.sample_batch_size, count))
 
-        def report(step: SamplingStep, chosen: range = chosen) -> None:
-            progress(stage, chosen.start * steps + step.number * len(chosen), count * steps)
+    def report(step: SamplingStep, indices: Sequence[int]) -> None:
+        progress(stage, indices[0] * steps + step.number * len(indices), count * steps)
 
-        x = process.initial_sample(sample_noise(suite.train.seed, chosen, shape).to(model.device))
-        y = labels[chosen.start : chosen.stop].to(model.device)
-        batches.append(sample(guided, process, x, y, num_inference_steps=steps, callback=report))
-    return to_uint8(torch.cat(batches).cpu()), labels
+    samples = Pipeline(model, recipe)(
+        range(model.num_classes),
+        num_images=count,
+        seed=suite.train.seed,
+        batch_size=suite.sample_batch_size,
+        callback=report,
+        progress=False,
+    )
+    assert samples.pixels is not None
+    assert samples.labels is not None
+    return torch.from_numpy(samples.pixels).permute(0, 3, 1, 2), samples.labels
 
 
 class _Judge:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from ditzoo import registry
 from ditzoo.models import DiffusionTransformer
-from ditzoo.recipe import Guidance, Recipe
+from ditzoo.models.base import DIGITS_EDM_RECIPE, DIGITS_FLOW_RECIPE, DIGITS_RECIPE
+from ditzoo.recipe import Recipe
 from ditzoo.train import TrainOptions
 
 
@@ -15,31 +16,17 @@ class QuickSuite:
     """Train tiny models on real 8x8 digits, sample with guidance, compare."""
 
     name: str = "quick"
-    pattern: str = "*_ti_2"
+    patterns: tuple[str, ...] = ("*_ti_2", "*_unet_ti")
     """names of the models that run by default"""
     train: TrainOptions = field(
         default_factory=lambda: TrainOptions(num_images=48_000, batch_size=16, learning_rate=4e-3, ema_decay=0.99)
     )
-    recipe: Recipe = field(
-        default_factory=lambda: Recipe(
-            prediction="v_prediction",
-            schedule="cosine",
-            guidance=Guidance(scale=1.5),
-            sampler="ddim",
-            num_inference_steps=25,
-        )
-    )
+    recipe: Recipe = DIGITS_RECIPE
     """of every model that trains by diffusion; families with token masks add their own masked training pass"""
-    flow_recipe: Recipe = field(
-        default_factory=lambda: Recipe(
-            prediction="velocity",
-            schedule="flow_linear",
-            guidance=Guidance(scale=1.5),
-            sampler="euler",
-            num_inference_steps=25,
-        )
-    )
+    flow_recipe: Recipe = DIGITS_FLOW_RECIPE
     """of the models whose family trains by flow matching, with as many evaluations a sample"""
+    edm_recipe: Recipe = DIGITS_EDM_RECIPE
+    """of the models whose family trains by EDM, likewise"""
     num_samples: int = 1_000
     """samples a model, in equal number of each class"""
     sample_batch_size: int = 250
@@ -53,15 +40,20 @@ class QuickSuite:
     def recipe_for(self, name: str, model: DiffusionTransformer) -> Recipe:
         """The suite's recipe for a model of this name, with its own masked training pass, if it has one."""
         published = registry.model_info(name).recipe
+        recipe = self.recipe
+        if published is not None and published.is_flow:
+            recipe = self.flow_recipe
+        elif published is not None and published.schedule == "edm":
+            recipe = self.edm_recipe
         return replace(
-            self.flow_recipe if published is not None and published.is_flow else self.recipe,
+            recipe,
             mask_ratio=model.config.get("mask_ratio"),
             mask_ratio_spread=model.mask_ratio_spread,
         )
 
     def default_models(self) -> list[str]:
         """The tiny model of every registered family."""
-        return registry.list_models(self.pattern)
+        return [name for pattern in self.patterns for name in registry.list_models(pattern)]
 
     def check_models(self, names: list[str]) -> None:
         """Raise a ValueError for names that cannot run on the digits, or that do not exist."""

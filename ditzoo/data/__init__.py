@@ -1,4 +1,4 @@
-"""Data sets for training and judging models; imports nothing else of ditzoo."""
+"""Data sets for training and judging models."""
 
 from ditzoo.data.digits import DigitsSplit, load_digits_split, to_uint8
 

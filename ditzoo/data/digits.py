@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ditzoo.media.codec import to_uint8 as to_uint8  # its public name here, older than ditzoo.media
+
 _HELD_OUT_PER_CLASS = 50
 _NUM_CLASSES = 10
 _MAX_PIXEL = 16
@@ -44,14 +46,6 @@ def load_digits_split(split: Literal["train", "test"]) -> DigitsSplit:
     labels = torch.from_numpy(digits.target).long()  # (N,)
     chosen = _held_out(labels) if split == "test" else ~_held_out(labels)
     return DigitsSplit(images[chosen], labels[chosen])
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1], of any shape, as uint8 grey values 0..255; values outside are clamped.
-
-    The rounding is that of the DiT and ADM sampling scripts: clamp(127.5 x + 128, 0, 255), then truncate.
-    """
-    return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
 
 
 def _held_out(labels: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from ditzoo.layers.attention import Attention, RelativePositionBias, attend
 from ditzoo.layers.embeddings import LabelEmbedder, TimestepEmbedder, timestep_embedding, uninitialized_embedding
-from ditzoo.layers.linear import Linear
+from ditzoo.layers.linear import linear
 from ditzoo.layers.masking import TokenMask, random_token_mask
 from ditzoo.layers.mlp import Mlp
 from ditzoo.layers.modulation import AdaLNFinalLayer, AdaLNZeroBlock, modulate, plain_layer_norm
@@ -21,7 +21,6 @@ __all__ = [
     "AdaLNZeroBlock",
     "Attention",
     "LabelEmbedder",
-    "Linear",
     "Mlp",
     "PatchEmbed",
     "RelativePositionBias",
@@ -30,6 +29,7 @@ __all__ = [
     "UnusedWeights",
     "attend",
     "frozen_positions",
+    "linear",
     "modulate",
     "plain_layer_norm",
     "random_token_mask",

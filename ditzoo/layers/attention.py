@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 
-from ditzoo.layers.linear import Linear
+from ditzoo.layers.linear import linear
 from ditzoo.layers.positions import resize_relative_position_table
 from ditzoo.layers.unused import UnusedWeights
 
@@ -87,8 +87,8 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
-        self.proj = Linear(hidden_size, hidden_size)
+        self.qkv = linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
+        self.proj = linear(hidden_size, hidden_size)
         self.rel_pos_bias = rel_pos_bias
 
     def forward(self, x: Tensor, index: Tensor | None = None, grid: tuple[int, int] | None = None) -> Tensor:

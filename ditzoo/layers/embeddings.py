@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditzoo.layers.linear import Linear
+from ditzoo.layers.linear import linear
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
@@ -39,7 +39,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(Linear(self.num_frequencies, hidden_size), nn.SiLU(), Linear(hidden_size, hidden_size))
+        self.mlp = nn.Sequential(linear(self.num_frequencies, hidden_size), nn.SiLU(), linear(hidden_size, hidden_size))
 
     def reset_parameters(self) -> None:
         """Normal weights of standard deviation 0.02, as DiT; biases are left as they are."""
@@ -49,7 +49,9 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         embedding = timestep_embedding(t, self.num_frequencies)  # (B, 256)
-        return self.mlp(embedding.to(next(self.parameters()).dtype))  # (B, D)
+        # Quantised layers have no parameters, or integers, and take float32.
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), embedding.dtype)
+        return self.mlp(embedding.to(dtype))  # (B, D)
 
 
 def uninitialized_embedding(num_rows: int, hidden_size: int) -> nn.Embedding:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ditzoo.layers.linear import Linear
+from ditzoo.layers.linear import linear
 
 
 class Mlp(nn.Module):
@@ -15,9 +15,9 @@ class Mlp(nn.Module):
     def __init__(self, hidden_size: int, mlp_ratio: float, approximate: Literal["tanh", "none"] = "tanh") -> None:
         super().__init__()
         inner = int(hidden_size * mlp_ratio)
-        self.fc1 = Linear(hidden_size, inner)
+        self.fc1 = linear(hidden_size, inner)
         self.act = nn.GELU(approximate=approximate)
-        self.fc2 = Linear(inner, hidden_size)
+        self.fc2 = linear(inner, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""

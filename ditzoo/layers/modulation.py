@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ditzoo.layers.attention import Attention, RelativePositionBias
-from ditzoo.layers.linear import Linear
+from ditzoo.layers.linear import linear
 from ditzoo.layers.mlp import Mlp
 
 
@@ -32,7 +32,7 @@ class AdaLNZeroBlock(nn.Module):
         self.attn = Attention(hidden_size, num_heads, rel_pos_bias=rel_pos_bias)
         self.norm2 = plain_layer_norm(hidden_size)
         self.mlp = Mlp(hidden_size, mlp_ratio)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(hidden_size, 6 * hidden_size))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), linear(hidden_size, 6 * hidden_size))
 
     def forward(self, x: Tensor, c: Tensor, index: Tensor | None = None, grid: tuple[int, int] | None = None) -> Tensor:
         """Tokens x (B, N, D) and condition c (B, D) -> (B, N, D); `index` and `grid` as `Attention` takes them."""
@@ -50,8 +50,8 @@ class AdaLNFinalLayer(nn.Module):
     def __init__(self, hidden_size: int, patch_size: int, out_channels: int) -> None:
         super().__init__()
         self.norm_final = plain_layer_norm(hidden_size)
-        self.linear = Linear(hidden_size, patch_size * patch_size * out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(hidden_size, 2 * hidden_size))
+        self.linear = linear(hidden_size, patch_size * patch_size * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), linear(hidden_size, 2 * hidden_size))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Tokens x (B, N, D) and condition c (B, D) -> (B, N, p * p * C')."""

@@ -18,7 +18,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 Part = Literal[
-    "attention products", "attention projections", "mlp", "modulation", "long skips", "embeddings", "head", "other"
+    "attention products",
+    "attention projections",
+    "mlp",
+    "modulation",
+    "convolutions",
+    "long skips",
+    "embeddings",
+    "head",
+    "other",
 ]
 
 #: What makes a layer part of something, where no layer on the way to it says so in `mac_part`: an attribute on the way,
@@ -54,8 +62,9 @@ class MacCount:
     - `"mlp"`: the feed-forward layers of the blocks.
     - `"modulation"`: what time and class pass through in every block: adaptive layer norm's layers, those of
       the last layer included, and the condition's own projection in DiffiT's attention.
+    - `"convolutions"`: those of feature maps, inside blocks and from one resolution to the next.
     - `"long skips"`: the layers that merge a long skip.
-    - `"embeddings"`: of patches, time and class.
+    - `"embeddings"`: of patches or pixels, time and class.
     - `"head"`: from the last tokens to the image.
     - `"other"`: layers of somebody else's model that are neither of ditzoo's classes nor named like them.
 

@@ -1,8 +1,8 @@
-"""The model families. A new one is a file here and a line in `FAMILIES`."""
+"""The model families. A new one is a file or folder here and a line in `FAMILIES`."""
 
 from ditzoo.models import diffit, dit, mdt, sit, uvit
 from ditzoo.models.base import Architecture, Checkpoint, DiffusionTransformer, Family, Intermediates
-from ditzoo.models.diffit import DiffiT
+from ditzoo.models.diffit import DiffiT, DiffiTUNet
 from ditzoo.models.dit import DiT
 from ditzoo.models.mdt import MDT, MDTv2
 from ditzoo.models.sit import SiT
@@ -17,6 +17,7 @@ __all__ = [
     "Checkpoint",
     "DiT",
     "DiffiT",
+    "DiffiTUNet",
     "DiffusionTransformer",
     "Family",
     "Intermediates",

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ditzoo.layers import TokenMask, UnusedWeights
-from ditzoo.recipe import Recipe
+from ditzoo.recipe import Guidance, Recipe
+
+#: Constructor options that every model has; see `DiffusionTransformer`.
+SHARED_OPTIONS = (
+    "input_size",
+    "in_channels",
+    "mlp_ratio",
+    "num_classes",
+    "class_dropout_prob",
+    "learn_sigma",
+)
 
 
 class Intermediates(NamedTuple):
@@ -35,7 +45,7 @@ class Intermediates(NamedTuple):
 class DiffusionTransformer(nn.Module):
     """Base class of all models: `model(x, t, y=None, *, mask=None) -> Tensor`.
 
-    Options that every family has, under the same names:
+    Options that all transformers have, under the same names:
 
     - `input_size`: side S of the square input that the model is made for; others run as well.
     - `patch_size`: side p of a patch; divides `input_size`.
@@ -52,6 +62,8 @@ class DiffusionTransformer(nn.Module):
     Args:
         arguments: the subclass's own constructor arguments, as `locals()` holds them at its first line. They
             become `config`, so that `type(model)(**model.config)` builds the same network.
+        **derived: `patch_size`, `hidden_size`, `depth` and `num_heads`, where the constructor derives them from options
+            of its own, such as widths of several stages, rather than takes them.
 
     Raises:
         ValueError: for an option outside its range; the message names option, value and remedy.
@@ -63,6 +75,8 @@ class DiffusionTransformer(nn.Module):
     mask_ratio_spread: ClassVar[float] = 0.0
     #: buffers of the official state dicts that ditzoo computes and therefore drops on loading
     constant_buffers: ClassVar[tuple[str, ...]] = ()
+    #: False where the authors published no code: there are no official names, counts and outputs to compare with
+    has_original: ClassVar[bool] = True
     #: False where the network has weights for a variance and forward drops it, as SiT's does
     returns_variance: ClassVar[bool] = True
     #: the last time that the network embeds; None where it takes the thousand timesteps, and fractions as well
@@ -70,21 +84,22 @@ class DiffusionTransformer(nn.Module):
     #: tokens in front of the patch tokens
     num_extra_tokens: int = 0
 
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, arguments: Mapping[str, Any], **derived: int) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
             option: value for option, value in arguments.items() if option not in ("self", "__class__")
         }
         _check_config(type(self).__name__, self.config)
-        self.input_size: int = self.config["input_size"]
-        self.patch_size: int = self.config["patch_size"]
-        self.in_channels: int = self.config["in_channels"]
-        self.hidden_size: int = self.config["hidden_size"]
-        self.depth: int = self.config["depth"]
-        self.num_heads: int = self.config["num_heads"]
-        self.num_classes: int = self.config["num_classes"]
-        self.class_dropout_prob: float = self.config["class_dropout_prob"]
-        self.learn_sigma: bool = self.config["learn_sigma"]
+        options = {**self.config, **derived}
+        self.input_size: int = options["input_size"]
+        self.patch_size: int = options["patch_size"]
+        self.in_channels: int = options["in_channels"]
+        self.hidden_size: int = options["hidden_size"]
+        self.depth: int = options["depth"]
+        self.num_heads: int = options["num_heads"]
+        self.num_classes: int = options["num_classes"]
+        self.class_dropout_prob: float = options["class_dropout_prob"]
+        self.learn_sigma: bool = options["learn_sigma"]
         #: channels that the last layer computes
         self.head_channels = 2 * self.in_channels if self.learn_sigma else self.in_channels
         self.out_channels = self.head_channels if self.returns_variance else self.in_channels
@@ -100,7 +115,7 @@ class DiffusionTransformer(nn.Module):
         Draws no random numbers, in train mode either: dropped labels and masks are arguments.
 
         Args:
-            x: (B, C, H, W); the patch size divides H and W. At `input_size` the network is exactly the
+            x: (B, C, H, W); `downsampling` divides H and W. At `input_size` the network is exactly the
                 original; at other sizes its position tables are resized.
             t: (B,) in the network's own time units, integer or fractional.
             y: (B,) int64 labels in [0, num_classes); `num_classes` itself is the null label.
@@ -120,6 +135,10 @@ class DiffusionTransformer(nn.Module):
         """Names of the transformer blocks in order of execution; MDT's side block, which only a masked pass
         runs, is not among them."""
         return [f"blocks.{i}" for i in range(self.depth)]
+
+    def block_tokens(self, output: Tensor) -> Tensor:
+        """The tokens (B, N, D) in what a block returns."""
+        return output
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that optimisers are advised not to decay: the position tables."""
@@ -145,6 +164,12 @@ class DiffusionTransformer(nn.Module):
             self.initialize_weights()
 
     # What all share.
+
+    @property
+    def downsampling(self) -> int:
+        """What divides height and width of an input: the patch size, or in a U shape the side, in pixels, of a token of
+        the coarsest resolution."""
+        return self.patch_size
 
     @property
     def null_label(self) -> int | None:
@@ -193,15 +218,16 @@ class DiffusionTransformer(nn.Module):
         """Rows and columns of patch tokens.
 
         Raises:
-            ValueError: where the patch size does not divide the input.
+            ValueError: where `downsampling` does not divide the input.
         """
-        p = self.patch_size
-        if height < 1 or width < 1 or height % p or width % p:
+        d = self.downsampling
+        if height < 1 or width < 1 or height % d or width % d:
+            what = "patch_size" if d == self.patch_size else "the total downsampling"
             raise ValueError(
-                f"input of {height}x{width} is not divisible by patch_size {p}; the nearest size that is: "
-                f"{max(p, round(height / p) * p)}x{max(p, round(width / p) * p)}."
+                f"input of {height}x{width} is not divisible by {what} {d}; the nearest size that is: "
+                f"{max(d, round(height / d) * d)}x{max(d, round(width / d) * d)}."
             )
-        return height // p, width // p
+        return height // self.patch_size, width // self.patch_size
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass rather than store its activations."""
@@ -234,7 +260,7 @@ class DiffusionTransformer(nn.Module):
 
         Returns:
             The output and the tokens: (B, N, D), with the family's extra tokens in front where it has some,
-            and only the kept tokens inside a masked encoder.
+            and only the kept tokens inside a masked encoder. In a U shape N and D are those of the block's stage.
 
         Raises:
             ValueError: for a block that does not exist.
@@ -265,7 +291,7 @@ class DiffusionTransformer(nn.Module):
     @contextmanager
     def _kept_outputs(self, names: Sequence[str], kept: dict[str, Tensor]) -> Iterator[None]:
         def keep(name: str) -> Any:
-            return lambda module, args, output: kept.__setitem__(name, output)
+            return lambda module, args, output: kept.__setitem__(name, self.block_tokens(output))
 
         handles = [self.get_submodule(name).register_forward_hook(keep(name)) for name in names]
         try:
@@ -397,14 +423,29 @@ def check_number(name: str, option: str, value: object) -> None:
         raise TypeError(f"{name}: {option} must be a finite number, got {value!r}.")
 
 
+def check_at_least(name: str, option: str, value: int, least: int) -> None:
+    """Refuse what is no whole number or too small a one."""
+    check_integer(name, option, value)
+    if value < least:
+        raise ValueError(f"{name}: {option} must be at least {least}, got {value}.")
+
+
+def check_divisible(name: str, option: str, value: int, by: str, divisor: int) -> None:
+    """Refuse what leaves a remainder, and name the next that does not."""
+    if value % divisor:
+        raise ValueError(
+            f"{name}: {option} {value} is not divisible by {by} {divisor}; the next that is: "
+            f"{(value // divisor + 1) * divisor}."
+        )
+
+
 def _check_config(name: str, config: Mapping[str, Any]) -> None:
     """Refuse sizes no network can have, before any memory is asked for."""
-    positive = ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads")
-    for option in (*positive, "num_classes"):
-        value, least = config[option], 0 if option == "num_classes" else 1
-        check_integer(name, option, value)
-        if value < least:
-            raise ValueError(f"{name}: {option} must be at least {least}, got {value}.")
+    # A network that derives the last four from options of its own checks these.
+    for option in ("input_size", "in_channels", "patch_size", "hidden_size", "depth", "num_heads"):
+        if option in config or option in ("input_size", "in_channels"):
+            check_at_least(name, option, config[option], 1)
+    check_at_least(name, "num_classes", config["num_classes"], 0)
     for option in ("mlp_ratio", "class_dropout_prob"):
         check_number(name, option, config[option])
     for option in ("learn_sigma", "qkv_bias", "mlp_time_embed", "conv", "skip"):
@@ -412,18 +453,17 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
             raise TypeError(f"{name}: {option} must be True or False, got {config[option]!r}.")
     if config["mlp_ratio"] <= 0:
         raise ValueError(f"{name}: mlp_ratio must be above 0, got {config['mlp_ratio']}.")
-    if int(config["hidden_size"] * config["mlp_ratio"]) < 1:
-        raise ValueError(f"{name}: mlp_ratio {config['mlp_ratio']} leaves the MLP no width; the families use 4.")
     if not 0 <= config["class_dropout_prob"] < 1:
         raise ValueError(f"{name}: class_dropout_prob must be in [0, 1), got {config['class_dropout_prob']}.")
-    for option, divisor in (("input_size", "patch_size"), ("hidden_size", "num_heads")):
-        if config[option] % config[divisor]:
-            raise ValueError(
-                f"{name}: {option} {config[option]} is not divisible by {divisor} {config[divisor]}; the next that is: "
-                f"{(config[option] // config[divisor] + 1) * config[divisor]}."
-            )
-    if config["hidden_size"] % 4:
-        raise ValueError(f"{name}: hidden_size {config['hidden_size']} is not divisible by 4, as position tables need.")
+    if "patch_size" in config:
+        check_divisible(name, "input_size", config["input_size"], "patch_size", config["patch_size"])
+    if "hidden_size" in config:
+        width = config["hidden_size"]
+        if int(width * config["mlp_ratio"]) < 1:
+            raise ValueError(f"{name}: mlp_ratio {config['mlp_ratio']} leaves the MLP no width; the families use 4.")
+        check_divisible(name, "hidden_size", width, "num_heads", config["num_heads"])
+        if width % 4:
+            raise ValueError(f"{name}: hidden_size {width} is not divisible by 4, as position tables need.")
 
 
 @dataclass(frozen=True)
@@ -436,6 +476,7 @@ class Checkpoint:
         licence: of the weights, in their authors' words.
         data: what it was trained on.
         recipe: how it was trained and is sampled; the architecture's where None.
+        packaged: whether the file comes with ditzoo.
     """
 
     config: Mapping[str, Any]
@@ -443,6 +484,7 @@ class Checkpoint:
     licence: str
     data: str
     recipe: Recipe | None = None
+    packaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -504,3 +546,42 @@ SD_VAE: dict[str, Any] = {"latent_codec": "stabilityai/sd-vae-ft-ema", "latent_s
 def pixel_recipe(recipe: Recipe) -> Recipe:
     """The same recipe without an autoencoder and without a learned variance."""
     return replace(recipe, latent_codec=None, latent_scale=1.0, variance="fixed_large", loss="mse")
+
+
+#: How the tiny models learn the digits, in the quick benchmark and for the weights that come with ditzoo.
+DIGITS_RECIPE = Recipe(
+    prediction="v_prediction",
+    schedule="cosine",
+    guidance=Guidance(scale=1.5),
+    sampler="ddim",
+    num_inference_steps=25,
+)
+#: The same for families that learn by flow matching, with as many evaluations a sample.
+DIGITS_FLOW_RECIPE = Recipe(
+    prediction="velocity",
+    schedule="flow_linear",
+    guidance=Guidance(scale=1.5),
+    sampler="euler",
+    num_inference_steps=25,
+)
+#: The same for families that learn by EDM: 25 evaluations in 13 steps.
+DIGITS_EDM_RECIPE = Recipe(
+    prediction="edm",
+    schedule="edm",
+    guidance=Guidance(scale=1.5),
+    sampler="edm_heun",
+    num_inference_steps=13,
+)
+DIGITS_DATA = "1,297 handwritten digits of 8x8 pixels, scikit-learn's load_digits"
+
+
+def digits_checkpoint(recipe: Recipe = DIGITS_RECIPE) -> Checkpoint:
+    """Packaged weights of a tiny model."""
+    return Checkpoint(
+        config={},
+        source="packaged with ditzoo; benchmarks/train_digits_weights.py trains them",
+        licence="Apache-2.0",
+        data=DIGITS_DATA,
+        recipe=recipe,
+        packaged=True,
+    )

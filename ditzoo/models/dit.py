@@ -21,13 +21,13 @@ from ditzoo.layers import (
     AdaLNZeroBlock,
     Attention,
     LabelEmbedder,
-    Linear,
     Mlp,
     PatchEmbed,
     TimestepEmbedder,
     TokenMask,
     UnusedWeights,
     frozen_positions,
+    linear,
     modulate,
     plain_layer_norm,
     sincos_position_table,
@@ -40,6 +40,7 @@ from ditzoo.models.base import (
     Checkpoint,
     DiffusionTransformer,
     Family,
+    digits_checkpoint,
     initialize_like_dit,
     pixel_recipe,
     zero_parameters,
@@ -58,7 +59,7 @@ class AdaLNBlock(nn.Module):
         self.attn = Attention(hidden_size, num_heads)
         self.norm2 = plain_layer_norm(hidden_size)
         self.mlp = Mlp(hidden_size, mlp_ratio)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(hidden_size, 4 * hidden_size))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), linear(hidden_size, 4 * hidden_size))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Tokens x (B, N, D) and condition c (B, D) -> (B, N, D)."""
@@ -89,9 +90,9 @@ class CrossAttention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q = Linear(hidden_size, hidden_size)
-        self.kv = Linear(hidden_size, 2 * hidden_size)
-        self.proj = Linear(hidden_size, hidden_size)
+        self.q = linear(hidden_size, hidden_size)
+        self.kv = linear(hidden_size, 2 * hidden_size)
+        self.proj = linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Tokens x (B, N, D) and condition c (B, S, D) -> (B, N, D)."""
@@ -130,7 +131,7 @@ class FinalLayer(nn.Module):
     def __init__(self, hidden_size: int, patch_size: int, out_channels: int) -> None:
         super().__init__()
         self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6)
-        self.linear = Linear(hidden_size, patch_size * patch_size * out_channels)
+        self.linear = linear(hidden_size, patch_size * patch_size * out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, p * p * C')."""
@@ -281,7 +282,14 @@ FAMILY = Family(
     paper="Scalable Diffusion Models with Transformers, arXiv:2212.09748",
     recipe=RECIPE,
     architectures=[
-        Architecture("dit_ti_2", DiT, TINY_SIZE, ours=True, recipe=pixel_recipe(RECIPE)),
+        Architecture(
+            "dit_ti_2",
+            DiT,
+            TINY_SIZE,
+            ours=True,
+            recipe=pixel_recipe(RECIPE),
+            checkpoints={"digits": digits_checkpoint()},
+        ),
         *(
             Architecture(
                 name := f"dit_{size}_{patch_size}",

@@ -18,18 +18,19 @@ from ditzoo.layers import (
     AdaLNFinalLayer,
     AdaLNZeroBlock,
     LabelEmbedder,
-    Linear,
     PatchEmbed,
     RelativePositionBias,
     TimestepEmbedder,
     TokenMask,
     UnusedWeights,
+    linear,
     relative_position_index,
     resize_position_table,
     sincos_position_table,
     unpatchify,
 )
 from ditzoo.models.base import (
+    DIGITS_RECIPE,
     SD_VAE,
     TINY,
     Architecture,
@@ -38,6 +39,7 @@ from ditzoo.models.base import (
     Family,
     check_integer,
     check_number,
+    digits_checkpoint,
     initialize_like_dit,
     pixel_recipe,
     zero_parameters,
@@ -54,7 +56,7 @@ class MDTBlock(AdaLNZeroBlock):
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, grid: Grid, skip: bool = False) -> None:
         rel_pos_bias = RelativePositionBias(grid, num_heads, spare_rows=3)
         super().__init__(hidden_size, num_heads, mlp_ratio, rel_pos_bias)
-        self.skip_linear = Linear(2 * hidden_size, hidden_size) if skip else None
+        self.skip_linear = linear(2 * hidden_size, hidden_size) if skip else None
 
     def forward(
         self,
@@ -268,15 +270,21 @@ class MDTv2(_MaskedDiffusionTransformer):
 
 
 CHECKPOINTS = {
-    name: {
-        "in256": Checkpoint(
-            config={},
-            source=f"https://huggingface.co/shgao/MDT-XL2 ({file})",
-            licence="none stated for the weights; the code is Apache-2.0",
-            data="ImageNet-1k at 256x256",
-        )
-    }
-    for name, file in [("mdt_xl_2", "mdt_xl2_v1_ckpt.pt"), ("mdtv2_xl_2", "mdt_xl2_v2_ckpt.pt")]
+    "mdt_ti_2": {"digits": digits_checkpoint(replace(DIGITS_RECIPE, mask_ratio=0.3))},
+    "mdtv2_ti_2": {
+        "digits": digits_checkpoint(replace(DIGITS_RECIPE, mask_ratio=0.3, mask_ratio_spread=MDTv2.mask_ratio_spread))
+    },
+    **{
+        name: {
+            "in256": Checkpoint(
+                config={},
+                source=f"https://huggingface.co/shgao/MDT-XL2 ({file})",
+                licence="none stated for the weights; the code is Apache-2.0",
+                data="ImageNet-1k at 256x256",
+            )
+        }
+        for name, file in [("mdt_xl_2", "mdt_xl2_v1_ckpt.pt"), ("mdtv2_xl_2", "mdt_xl2_v2_ckpt.pt")]
+    },
 }
 
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from ditzoo.layers import TokenMask, UnusedWeights
-from ditzoo.models.base import SD_VAE, Architecture, Checkpoint, Family, pixel_recipe
+from ditzoo.models.base import (
+    DIGITS_FLOW_RECIPE,
+    SD_VAE,
+    Architecture,
+    Checkpoint,
+    Family,
+    digits_checkpoint,
+    pixel_recipe,
+)
 from ditzoo.models.dit import SIZES, TINY_SIZE, DiT
 from ditzoo.recipe import Guidance, Recipe
 
@@ -49,7 +57,7 @@ CHECKPOINTS = {
     }
 }
 
-#: Table 9 of the paper, the deterministic sampler: 250 evaluations. The published file has the weights of a variance.
+#: The guided deterministic sampler of table 7: Heun, 250 evaluations. The published file has the weights of a variance.
 RECIPE = Recipe(
     prediction="velocity",
     schedule="flow_linear",
@@ -67,7 +75,14 @@ FAMILY = Family(
     "arXiv:2401.08740",
     recipe=RECIPE,
     architectures=[
-        Architecture("sit_ti_2", SiT, TINY_SIZE, ours=True, recipe=pixel_recipe(RECIPE)),
+        Architecture(
+            "sit_ti_2",
+            SiT,
+            TINY_SIZE,
+            ours=True,
+            recipe=pixel_recipe(RECIPE),
+            checkpoints={"digits": digits_checkpoint(DIGITS_FLOW_RECIPE)},
+        ),
         *(
             Architecture(name := f"sit_{size}_2", SiT, options, checkpoints=CHECKPOINTS.get(name, {}))
             for size, options in SIZES.items()

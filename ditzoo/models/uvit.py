@@ -13,16 +13,24 @@ from torch import Tensor, nn
 
 from ditzoo.layers import (
     Attention,
-    Linear,
     Mlp,
     PatchEmbed,
     TokenMask,
+    linear,
     resize_position_table,
     timestep_embedding,
     uninitialized_embedding,
     unpatchify,
 )
-from ditzoo.models.base import TINY, Architecture, Checkpoint, DiffusionTransformer, Family, pixel_recipe
+from ditzoo.models.base import (
+    TINY,
+    Architecture,
+    Checkpoint,
+    DiffusionTransformer,
+    Family,
+    digits_checkpoint,
+    pixel_recipe,
+)
 from ditzoo.recipe import Guidance, Recipe
 
 
@@ -35,7 +43,7 @@ class UViTBlock(nn.Module):
         self.attn = Attention(hidden_size, num_heads, qkv_bias)
         self.norm2 = nn.LayerNorm(hidden_size)
         self.mlp = Mlp(hidden_size, mlp_ratio, approximate="none")
-        self.skip_linear = Linear(2 * hidden_size, hidden_size) if skip else None
+        self.skip_linear = linear(2 * hidden_size, hidden_size) if skip else None
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """Tokens x and skip (B, N, D) -> (B, N, D)."""
@@ -88,7 +96,7 @@ class UViT(DiffusionTransformer):
         half = depth // 2
         self.patch_embed = PatchEmbed(patch_size, in_channels, hidden_size)
         self.time_embed = (
-            nn.Sequential(Linear(hidden_size, 4 * hidden_size), nn.SiLU(), Linear(4 * hidden_size, hidden_size))
+            nn.Sequential(linear(hidden_size, 4 * hidden_size), nn.SiLU(), linear(4 * hidden_size, hidden_size))
             if mlp_time_embed
             else nn.Identity()
         )
@@ -98,7 +106,7 @@ class UViT(DiffusionTransformer):
         self.mid_block = block()
         self.out_blocks = nn.ModuleList(block(skip) for _ in range(half))
         self.norm = nn.LayerNorm(hidden_size)
-        self.decoder_pred = Linear(hidden_size, patch_size * patch_size * in_channels)
+        self.decoder_pred = linear(hidden_size, patch_size * patch_size * in_channels)
         self.final_layer = nn.Conv2d(in_channels, in_channels, 3, padding=1) if conv else nn.Identity()
         self.initialize()
 
@@ -286,7 +294,14 @@ FAMILY = Family(
     paper="All are Worth Words: A ViT Backbone for Diffusion Models, arXiv:2209.12152",
     recipe=RECIPE,
     architectures=[
-        Architecture("uvit_ti_2", UViT, _TINY, ours=True, recipe=pixel_recipe(RECIPE)),
+        Architecture(
+            "uvit_ti_2",
+            UViT,
+            _TINY,
+            ours=True,
+            recipe=pixel_recipe(RECIPE),
+            checkpoints={"digits": digits_checkpoint()},
+        ),
         *(
             Architecture(
                 name := f"uvit_{size}_{patch_size}",

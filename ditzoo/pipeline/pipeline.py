@@ -22,8 +22,8 @@ from ditzoo.diffusion import (
 )
 from ditzoo.diffusion.guidance import Denoiser
 from ditzoo.diffusion.samplers import SAMPLERS
-from ditzoo.media import Codec, LabelNames, PixelCodec, channels_last, load_codec, to_uint8
-from ditzoo.models import DiffusionTransformer
+from ditzoo.media import Codec, LabelNames, LatentCodec, PixelCodec, channels_last, load_codec, to_uint8
+from ditzoo.models import DiffusionTransformer, DiT
 from ditzoo.pipeline.progress import progress_bar
 from ditzoo.pipeline.samples import Samples, joined
 from ditzoo.pipeline.settings import SETTINGS, settings_of
@@ -115,6 +115,43 @@ class Pipeline:
         from ditzoo.pipeline.storage import save_pipeline
 
         save_pipeline(self, folder)
+
+    @classmethod
+    def from_diffusers(cls, folder_or_id: str | Path, codec: Codec | None = None) -> Pipeline:
+        """The pipeline of a DiT that diffusers has saved, or a repository of the Hub: see
+        `ditzoo.interop.load_diffusers`, which raises what is wrong."""
+        from ditzoo.interop import load_diffusers
+
+        model, recipe = load_diffusers(folder_or_id)
+        if codec is None and (Path(folder_or_id) / "vae").is_dir():
+            codec = load_codec(
+                folder_or_id, subfolder="vae", scale=recipe.latent_scale, shift=recipe.latent_shift, device=model.device
+            )
+        return cls(model, recipe, codec, name=str(folder_or_id))
+
+    def to_diffusers(self) -> Any:
+        """diffusers' `DiTPipeline` of this model, autoencoder and recipe, in memory: see `ditzoo.interop`.
+
+        A DiT becomes diffusers' own class, changed so that it computes what ours does; models of the other families
+        stand in as they are. Guidance and steps are arguments of that pipeline's call.
+
+        Raises:
+            ImportError: where diffusers is missing.
+            ValueError: for a model of pixels, which that pipeline cannot decode, or a recipe that it cannot follow.
+        """
+        from ditzoo.interop import DiffusersTransformer, make_scheduler, to_diffusers
+
+        if not isinstance(self.codec, LatentCodec):
+            raise ValueError(f"DiTPipeline decodes latents with an autoencoder, and {self.name} sees pixels.")
+        scheduler = make_scheduler(self.recipe)
+        transformer: Any = DiffusersTransformer(self.model, self.recipe)
+        if type(self.model) is DiT:
+            transformer = to_diffusers(self.model, patch=True)
+        from diffusers import DiTPipeline
+
+        names = None if self.label_names is None else dict(enumerate(self.label_names))
+        vae = self.codec.autoencoder
+        return DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler, id2label=names)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
         """Move the models; returns the pipeline."""

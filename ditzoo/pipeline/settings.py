@@ -56,7 +56,7 @@ def _guidance(recipe: Recipe, model: DiffusionTransformer, scale: float | None, 
     if scale is not None:
         chosen = replace(recipe.guidance, scale=scale)
         if advice := other_convention(chosen):
-            warnings.warn(advice, stacklevel=4)
+            warnings.warn(advice, stacklevel=5)
         return chosen
     if recipe.guidance.kind == "classifier_free" and model.null_label is None:
         return replace(recipe.guidance, scale=recipe.guidance.off)

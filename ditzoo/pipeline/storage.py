@@ -13,6 +13,7 @@ from ditzoo import __version__, models, registry
 from ditzoo.media import Codec, LabelNames
 from ditzoo.media.files import writing
 from ditzoo.models import DiffusionTransformer
+from ditzoo.models.base import DIGITS_DATA
 from ditzoo.recipe import Recipe
 from ditzoo.weights import load_state_dict
 
@@ -108,5 +109,5 @@ def _from_registry(cls: type[Pipeline], name: str, checkpoint: str | Path | None
     else:
         model = registry.create(name)
         model.load_state_dict(load_state_dict(checkpoint, weights=info.recipe.weights))
-    names = LabelNames.digits() if "digits" in (info.data or "") else None
+    names = LabelNames.digits() if info.data == DIGITS_DATA else None
     return cls(model, info.recipe, codec, label_names=names, name=name)

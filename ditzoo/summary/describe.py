@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
@@ -11,15 +11,10 @@ from ditzoo import registry
 from ditzoo.diffusion import count_evaluations
 from ditzoo.metrics import MacCount, count_macs
 from ditzoo.models import FAMILIES, DiffusionTransformer, Family
-from ditzoo.recipe import Guidance, Recipe
+from ditzoo.recipe import Recipe
 from ditzoo.registry import ModelInfo
 from ditzoo.summary.drawing import draw_blocks
-from ditzoo.summary.words import (
-    guidance_formula,
-    guided_channels,
-    mask_ratio,
-    unused_groups,
-)
+from ditzoo.summary.words import guidance_in_words, mask_ratio, unused_groups, unusual
 
 _WIDTH = 100
 _LABEL = 22  # columns of labels, margins included
@@ -44,6 +39,12 @@ _SCHEDULES = {
     "flow_vp": "the variance-preserving path from noise at time 0 to data at time 1",
     "edm": "noise added to unscaled data, up to a standard deviation of 80",
 }
+_WEIGHTS = {"ema": "the moving average of the weights", "raw": "the last weights"}
+#: of a recipe, told in sentences; what a recipe has besides is listed where it differs from its default
+_TOLD = {
+    *("prediction", "schedule", "num_train_timesteps", "guidance", "sampler", "num_inference_steps", "weights"),
+    *("latent_codec", "latent_scale", "mask_ratio", "mask_ratio_spread"),
+}
 
 
 def describe(name: str, *, ascii: bool = False) -> str:
@@ -60,18 +61,21 @@ def describe(name: str, *, ascii: bool = False) -> str:
     with torch.device("meta"):
         model = registry.create(name)
     macs = count_macs(model)
+    family = _family(info)
+    of_family = " (of the family's published models)" * bool(family and not info.source and not info.tags)
     sections = [
-        _section(info.name, _identity(info)),
+        _section(info.name, _identity(info, family)),
         _section("Sizes", _sizes(info, model)),
         _section("Multiply-adds of one forward pass of one input", _cost(macs)),
         _cost_table(macs),
         _section("Memory (1 MB is 1,000,000 bytes)", _memory(info)),
-        _section(_recipe_title(info), _recipe(info.recipe, model.in_channels)),
+        _section("Recipe" + of_family, _recipe(info.recipe, model.in_channels)),
         _section("Weights", _weights(info, model)),
         _section("Options", ((option, repr(value)) for option, value in info.config.items())),
         "Blocks, from the input down; shapes without the batch: (tokens, width) or (channels, height, width)",
+        draw_blocks(model, ascii=ascii),
     ]
-    return "\n\n".join([*sections, draw_blocks(model, ascii=ascii)])
+    return "\n\n".join(sections)
 
 
 def _section(title: str, lines: Iterable[_Line]) -> str:
@@ -84,19 +88,18 @@ def _section(title: str, lines: Iterable[_Line]) -> str:
     return "\n".join(text)
 
 
-def _identity(info: ModelInfo) -> Iterator[_Line]:
-    family = _family(info)
+def _family(info: ModelInfo) -> Family | None:
+    """The family that brings the name; None for a registered model, of which that family's paper says nothing."""
+    bare = info.name.partition(".")[0]
+    return next((family for family in FAMILIES if any(bare == known.name for known in family.architectures)), None)
+
+
+def _identity(info: ModelInfo, family: Family | None) -> Iterator[_Line]:
     yield "family", f"{family.title} ({info.family}): {family.summary}" if family else info.family
     yield "class", info.model_cls
     yield "paper", info.paper or "none given"
     if info.ours and family:
         yield "size", "ours: no paper has it"
-
-
-def _family(info: ModelInfo) -> Family | None:
-    """The family that brings the name; None for a registered model, of which that family's paper says nothing."""
-    bare = info.name.partition(".")[0]
-    return next((family for family in FAMILIES if any(bare == known.name for known in family.architectures)), None)
 
 
 def _sizes(info: ModelInfo, model: DiffusionTransformer) -> Iterator[_Line]:
@@ -129,44 +132,38 @@ def _cost(macs: MacCount) -> Iterator[_Line]:
 
 def _cost_table(macs: MacCount) -> str:
     unit, scale = ("GMACs", 1e9) if macs.total >= 1e9 else ("MMACs", 1e6)
-    rows = [("part", unit, "%")]
-    rows += [(part, f"{count / scale:,.3f}", f"{100 * count / macs.total:.2f}") for part, count in macs.by_part.items()]
-    rows.append(("total", f"{macs.total / scale:,.3f}", "100.00"))
-    return "\n".join(f"  {part:<24}{count:>12}{share:>9}" for part, count, share in rows)
+    lines = [f"  {'part':<24}{unit:>12}{'%':>9}"]
+    for part, count in [*macs.by_part.items(), ("total", macs.total)]:
+        lines.append(f"  {part:<24}{count / scale:>12,.3f}{100 * count / macs.total:>9.2f}")
+    return "\n".join(lines)
 
 
 def _memory(info: ModelInfo) -> Iterator[_Line]:
-    weights, trained = info.num_params, info.num_trainable_params
-    yield "weights", f"{_megabytes(4 * weights)} in float32, {_megabytes(2 * weights)} in bfloat16 or float16"
-    state = 4 * (weights + 3 * trained)
-    yield "training", f"{_megabytes(state)} in float32 with AdamW: weights, gradients and two moments"
-    yield "", f"{_megabytes(state + 4 * weights)} with an averaged copy of the weights"
+    weights, gradients = 4e-6 * info.num_params, 4e-6 * info.num_trainable_params
+    training = weights + 3 * gradients
+    yield "weights", f"{weights:,.1f} MB in float32, {weights / 2:,.1f} MB in bfloat16 or float16"
+    yield "training", f"{training:,.1f} MB in float32 with AdamW: weights, gradients and two moments"
+    yield "", f"{training + weights:,.1f} MB with an averaged copy of the weights"
     yield "", "Activations come on top and grow with the batch."
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
-
-
-def _recipe_title(info: ModelInfo) -> str:
-    return "Recipe" + " (of the family's published models)" * bool(_family(info) and not info.source and not info.tags)
 
 
 def _recipe(recipe: Recipe | None, in_channels: int) -> Iterator[_Line]:
     if recipe is None:
         yield "", "none given"
         return
-    yield "prediction", f"{recipe.prediction}: {_PREDICTIONS[recipe.prediction]}"
-    steps = f"; {recipe.num_train_timesteps:,} timesteps" if recipe.is_discrete else ""
-    yield "schedule", f"{recipe.schedule}: {_SCHEDULES[recipe.schedule]}{steps}"
-    yield "guidance", _guidance(recipe.guidance, recipe.num_train_timesteps, in_channels)
+    timesteps = f"; {recipe.num_train_timesteps:,} timesteps" if recipe.is_discrete else ""
+    yield "prediction", _explained(recipe.prediction, _PREDICTIONS)
+    yield "schedule", _explained(recipe.schedule, _SCHEDULES) + timesteps
+    meaning = "" if recipe.guidance.is_off else "; c with the label, u with the null label"
+    yield "guidance", guidance_in_words(recipe.guidance, recipe.num_train_timesteps, in_channels) + meaning
     yield "sampler", _sampler(recipe)
     codec = f"{recipe.latent_codec}, latents times {recipe.latent_scale:g}"
     yield "autoencoder", codec if recipe.latent_codec else "none: the model sees pixels"
     if recipe.mask_ratio is not None:
         drawn = ", drawn anew each step" if recipe.mask_ratio_spread else ""
         yield "masking", f"{mask_ratio(recipe)} of the tokens{drawn}, in a second pass over each training image"
-    yield "samples from", {"ema": "the moving average of the weights", "raw": "the last weights"}[recipe.weights]
+    yield "samples from", _WEIGHTS[recipe.weights]
+    yield from unusual(recipe, _TOLD)
 
 
 def _sampler(recipe: Recipe) -> str:
@@ -178,17 +175,8 @@ def _sampler(recipe: Recipe) -> str:
     return f"{recipe.sampler}, {recipe.num_inference_steps:,} steps: {passes:,} forward passes an image"
 
 
-def _guidance(guidance: Guidance, timesteps: int, in_channels: int) -> str:
-    """Formula and words."""
-    if guidance.is_off:
-        return "none"
-    where = guided_channels(guidance, in_channels).replace("first", "the first")
-    text = f"{guidance_formula(guidance)} on {where}; c with the label, u with the null label"
-    if guidance.schedule == "power_cosine":
-        off = 1 if guidance.convention == "dit" else 0
-        rise = f"{guidance.scale - off:g} (1 - cos(pi (1 - t / {timesteps})^{guidance.power:g})) / 2"
-        text += f"; s = {f'{off} + ' * bool(off)}{rise}, from {off} in noise to {guidance.scale:g} at t = 0"
-    return text
+def _explained(choice: str, words: Mapping[str, str]) -> str:
+    return f"{choice}: {words[choice]}" if choice in words else choice
 
 
 def _weights(info: ModelInfo, model: DiffusionTransformer) -> Iterator[_Line]:
@@ -196,15 +184,12 @@ def _weights(info: ModelInfo, model: DiffusionTransformer) -> Iterator[_Line]:
         yield "source", info.source
         yield "licence", info.licence or "none given"
         yield "trained on", info.data or "not given"
-    elif info.tags:
-        yield "published", f"{', '.join(f'{info.name}.{tag}' for tag in info.tags)}"
     else:
-        yield "published", "none"
-    if not info.unused:
-        return
+        yield "published", ", ".join(f"{info.name}.{tag}" for tag in info.tags) or "none"
     groups = unused_groups(model, info.unused)
     unused = sum(group.values for group in groups)
-    yield "without effect", f"{unused:,} of {info.num_params:,} parameters; the state dict carries them"
+    if groups:
+        yield "without effect", f"{unused:,} of {info.num_params:,} parameters; the state dict carries them"
     for group in groups:
         times = f"{len(group.names)} x " if len(group.names) > 1 else ""
         rows = f" rows {group.rows}" if group.rows else ""

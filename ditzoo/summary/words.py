@@ -1,16 +1,26 @@
-"""Recipes and weights in words, for `ditzoo info` and for the tables of the documentation."""
+"""Recipes and weights in words, for `ditzoo info`, the report of the benchmark and the tables of the documentation."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, fields
 from typing import NamedTuple
 
 from torch import nn
 
 from ditzoo.layers import UnusedWeights
 from ditzoo.recipe import Guidance, Recipe
+
+
+def unusual(settings: Recipe | Guidance, known: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Names and values of what differs from its default and is not `known`: fields for which there are no words."""
+    for field in fields(settings):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        value = getattr(settings, field.name)
+        if field.name not in known and value != default:
+            yield field.name.replace("_", " "), str(value)
 
 
 def guidance_formula(guidance: Guidance) -> str:
@@ -26,6 +36,19 @@ def guided_channels(guidance: Guidance, in_channels: int | None = None) -> str:
     return "all channels" if count is None or (in_channels and count >= in_channels) else f"first {count} channels"
 
 
+def guidance_in_words(guidance: Guidance, timesteps: int, in_channels: int) -> str:
+    """Formula, channels and schedule of the guidance of a network with `in_channels`; `none` where it is off."""
+    if guidance.is_off:
+        return "none"
+    text = f"{guidance_formula(guidance)} on {guided_channels(guidance, in_channels).replace('first', 'the first')}"
+    if guidance.schedule == "power_cosine":
+        off = 1 if guidance.convention == "dit" else 0
+        rise = f"{guidance.scale - off:g} (1 - cos(pi (1 - t / {timesteps})^{guidance.power:g})) / 2"
+        text += f", s = {f'{off} + ' * bool(off)}{rise}, from {off} in noise to {guidance.scale:g} at t = 0"
+    others = unusual(guidance, {"scale", "convention", "channels", "schedule", "power"})
+    return "; ".join([text, *(f"{name} {value}" for name, value in others)])
+
+
 def mask_ratio(recipe: Recipe) -> str:
     """`0.3`, `0.3 to 0.5` where it is drawn, or `none`."""
     if recipe.mask_ratio is None:
@@ -35,15 +58,8 @@ def mask_ratio(recipe: Recipe) -> str:
 
 
 class UnusedGroup(NamedTuple):
-    """Weights without effect that are the same in several layers.
-
-    Attributes:
-        names: of the parameters.
-        rows: which rows of each have no effect, as `4 to 7, 12 to 15`; None for all.
-        row_count: how many these are.
-        shape: of one parameter.
-        reason: why.
-    """
+    """Weights without effect that are the same in several layers: which rows of each, as `4 to 7, 12 to 15` or None
+    for all, how many these are, the shape of each, and why."""
 
     names: list[str]
     rows: str | None

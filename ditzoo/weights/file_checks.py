@@ -227,8 +227,8 @@ def hints(found: FileForNetwork) -> Iterator[str]:
         return
     if any(key.startswith("transformer_blocks.") for key in shapes):
         yield (
-            "The names are those of the diffusers library, whose files have another layout. This release does not "
-            "read it; take the authors' own file."
+            "The names are those of the diffusers library, whose files have another layout. Take the authors' own "
+            "file, or read the whole folder with ditzoo.interop.load_diffusers()."
         )
         return
     prefix = _common_prefix(shapes, wanted)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from ditzoo.layers import LabelEmbedder, TimestepEmbedder, timestep_embedding
 
@@ -51,6 +52,27 @@ def test_the_time_embedder_is_two_layers_with_a_silu_between():
     expected = (hidden * hidden.sigmoid()) @ second.weight.T + second.bias
     torch.testing.assert_close(embedder(t), expected)
     assert embedder.bfloat16()(t).dtype == torch.bfloat16
+
+
+class InEighths(nn.Module):
+    """A linear layer whose weights are kept as integers."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.weight = nn.Parameter((8 * layer.weight).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, x):
+        return x @ (self.weight / 8).T
+
+
+def test_quantised_layers_of_the_time_embedder_get_float32():
+    embedder, t = TimestepEmbedder(8), torch.tensor([1.0, 20.5])
+    for place in (0, 2):
+        nn.init.normal_(embedder.mlp[place].weight)
+        embedder.mlp[place] = InEighths(embedder.mlp[place])
+    hidden = timestep_embedding(t, 256) @ (embedder.mlp[0].weight / 8).T
+    expected = (hidden * hidden.sigmoid()) @ (embedder.mlp[2].weight / 8).T
+    torch.testing.assert_close(embedder(t), expected)
 
 
 def test_the_label_embedder_looks_rows_up():

@@ -1,5 +1,7 @@
 """Multiply-adds against closed forms, exactly, and against the published figures."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -157,8 +159,35 @@ def test_published_figures_of_other_settings():
     assert count_macs("diffit_xl_2").gmacs_without_attention == pytest.approx(114.3, rel=0.005)
 
 
+def closed_form_of_a_u_shape(config: dict) -> dict[str, int]:
+    """The same for the image-space DiffiT, whose windows divide every map."""
+    channels, blocks, r, T = (config[key] for key in ("channels", "blocks", "mlp_ratio", "condition_size"))
+    tokens = [(config["input_size"] >> stage) ** 2 for stage in range(len(channels))]
+    windows = [min(config["window_size"], config["input_size"] >> stage) ** 2 for stage in range(len(channels))]
+    cells = [*blocks[:-1], *blocks]  # the decoder has all stages but the last
+    stages = [*range(len(channels) - 1), *range(len(channels))]
+    parts = dict.fromkeys(["attention products", "attention projections", "mlp", "modulation", "convolutions"], 0)
+    for stage, count in zip(stages, cells, strict=True):
+        N, D = tokens[stage], channels[stage]
+        parts["attention products"] += count * 2 * N * windows[stage] * D
+        parts["attention projections"] += count * 4 * N * D * D
+        parts["mlp"] += count * int(2 * r * N * D * D)
+        parts["modulation"] += count * 3 * T * D
+        parts["convolutions"] += count * 9 * N * D * D
+    parts["long skips"] = 0
+    for stage, (fine, coarse) in enumerate(itertools.pairwise(channels)):
+        down = 9 * tokens[stage + 1] * fine**2 + tokens[stage + 1] * fine * coarse * (fine != coarse)
+        parts["convolutions"] += down + 9 * tokens[stage] * coarse**2
+        parts["long skips"] += tokens[stage] * (coarse + fine * (config["skip_join"] == "concat")) * fine
+    C, image = config["in_channels"], 9 * tokens[0] * channels[0]
+    parts |= {"embeddings": C * image + 256 * T + T * T, "head": C * (1 + config["learn_sigma"]) * image}
+    return {part: macs for part, macs in parts.items() if macs}
+
+
 def closed_form(name: str, config: dict, kept: int | None = None) -> dict[str, int]:
     """Multiply-adds by part, by arithmetic from the architecture."""
+    if "channels" in config:
+        return closed_form_of_a_u_shape(config)
     D, depth, r = config["hidden_size"], config["depth"], config["mlp_ratio"]
     C, pp, side = config["in_channels"], config["patch_size"] ** 2, config["input_size"]
     N, S = side**2 // pp, 2 if config["num_classes"] else 1  # S: time and class
@@ -204,6 +233,9 @@ VARIANTS = [
     ("uvit_ti_2", {"skip": False, "in_channels": 3, "mlp_ratio": 2.0}),
     ("mdtv2_ti_2", {"depth": 7, "decode_layer": 2, "learn_sigma": True}),
     ("diffit_ti_2", {"learn_sigma": True, "input_size": 16}),
+    ("diffit_unet_ti", {"learn_sigma": True, "input_size": 16, "in_channels": 3, "skip_join": "add"}),
+    ("diffit_unet_ti", {"window_size": 8, "channels": [48, 16], "blocks": [1, 3], "condition_size": 40}),
+    ("diffit_unet_ti", {"channels": [16], "blocks": [2], "num_classes": 0, "mlp_ratio": 2.0}),
 ]
 
 
@@ -225,7 +257,11 @@ def test_families_exactly(name, options):
 
 
 @pytest.mark.parametrize(
-    "name", ["dit_xl_2", "dit_xl_2_crossattn", "uvit_h_2", "uvit_l_2", "mdt_xl_2", "mdtv2_xl_2", "diffit_xl_2"]
+    "name",
+    [
+        *("dit_xl_2", "dit_xl_2_crossattn", "uvit_h_2", "uvit_l_2", "mdt_xl_2", "mdtv2_xl_2"),
+        *("diffit_xl_2", "diffit_unet_32", "diffit_unet_64"),
+    ],
 )
 def test_parts_of_large_models_exactly(name):
     info = ditzoo.model_info(name)
@@ -233,6 +269,21 @@ def test_parts_of_large_models_exactly(name):
     if "mask_ratio" in info.config:
         mask = ditzoo.random_token_mask(1, 256, 0.3)
         assert count_macs(name, mask=mask).by_part == closed_form(name, info.config, kept=179)
+
+
+def test_parts_of_the_image_space_diffit():
+    """Worked out by hand once: CIFAR-10's, 4 + 4 cells of 128 channels at 32x32, 4 + 4 of 256 at 16x16, 4 at 8x8."""
+    tokens = 8 * 1024 * 128**2 + (8 * 256 + 4 * 64) * 256**2
+    assert count_macs("diffit_unet_32").by_part == {
+        "attention products": 2 * 16 * (8 * 1024 * 128 + (8 * 256 + 4 * 64) * 256),
+        "attention projections": 4 * tokens,
+        "mlp": 8 * tokens,
+        "modulation": 3 * 512 * (8 * 128 + 12 * 256),
+        "convolutions": 9 * tokens + (9 * 256 * 128**2 + 256 * 128 * 256 + 9 * 64 * 256**2) + 9 * (256 + 1024) * 256**2,
+        "long skips": 256 * 512 * 256 + 1024 * 384 * 128,
+        "embeddings": 9 * 1024 * 3 * 128 + 256 * 512 + 512**2,
+        "head": 9 * 1024 * 128 * 3,
+    }
 
 
 def test_parts_of_dit_xl_2():

@@ -10,8 +10,9 @@ import torch
 
 import ditzoo
 from ditzoo.models import UViT
+from ditzoo.models.base import SHARED_OPTIONS
 from tests.golden_cases import relative_error
-from tests.zoo import EVERY_NAME, MASKED, TINY, inputs, lively, on_meta
+from tests.zoo import EVERY_NAME, MASKED, PASSES, PLAIN, TINY, inputs, lively, no_draws, on_meta
 
 
 @pytest.mark.parametrize("name", EVERY_NAME)
@@ -59,6 +60,7 @@ def test_configuration_survives_json_and_rebuilds_the_model(name):
 @pytest.mark.parametrize("name", TINY)
 def test_the_class_alone_rebuilds_the_model_from_its_configuration(name):
     options = {"input_size": 12, "patch_size": 3, "in_channels": 3, "num_classes": 4, "mlp_ratio": 2.5}
+    options = {key: value for key, value in options.items() if key in ditzoo.model_info(name).config}
     model = ditzoo.create(name, **options)
     assert {key: model.config[key] for key in options} == options
     again = type(model)(**json.loads(json.dumps(model.config)))
@@ -69,16 +71,23 @@ def test_the_class_alone_rebuilds_the_model_from_its_configuration(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_options_have_the_same_names_in_every_family(name):
-    shared = {
-        *("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads"),
-        *("mlp_ratio", "num_classes", "class_dropout_prob", "learn_sigma"),
-    }
-    assert shared <= set(ditzoo.create(name).config)
+    shared = {"input_size", "in_channels", "mlp_ratio", "num_classes", "class_dropout_prob", "learn_sigma"}
+    assert shared == set(SHARED_OPTIONS)
+    plain = {"patch_size", "hidden_size", "depth", "num_heads"}
+    model = ditzoo.create(name)
+    assert shared <= set(model.config)
+    assert plain & set(model.config) == (plain if name in PLAIN else set())
+    info = ditzoo.model_info(name)
+    for option in plain:  # a U shape derives them
+        assert getattr(model, option) == getattr(info, option) == model.config.get(option, getattr(model, option)) > 0
 
 
 @pytest.mark.parametrize("name", sorted(set(ditzoo.list_models()) - set(TINY)))
-def test_bare_names_build_the_latent_model_with_a_thousand_classes(name):
+def test_bare_names_of_transformers_build_the_latent_model_with_a_thousand_classes(name):
     config = ditzoo.model_info(name).config
+    if "patch_size" not in config:  # a U shape, made for pixels; its name tells how many
+        assert (config["input_size"], config["in_channels"]) == (int(name.rpartition("_")[2]), 3)
+        return
     assert (config["input_size"], config["in_channels"], config["num_classes"]) == (32, 4, 1000)
     patch_size = int(re.search(r"_(\d+)(_|$)", name)[1])
     assert config["patch_size"] == patch_size
@@ -136,21 +145,41 @@ def test_times_may_be_fractional_and_every_input_matters(name):
         assert relative_error(model(*changed), output) > 1e-4
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_no_forward_draws_random_numbers_in_train_mode_either(name):
+@pytest.mark.parametrize(("name", "masked"), PASSES)
+def test_no_forward_draws_random_numbers_in_train_mode_either(name, masked):
     model = lively(name).train()
     x, t, y = inputs(model)
     model.set_grad_checkpointing()
-    mask = ditzoo.random_token_mask(2, 16, 0.3) if name in MASKED else None
-    random.seed(1)
-    np.random.seed(1)
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    outputs = [model(x, t, y, mask=mask) for _ in range(2)]
-    outputs[0].sum().backward()
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+    mask = ditzoo.random_token_mask(2, 16, 0.3) if masked else None
+    with no_draws():
+        outputs = [model(x, t, y, mask=mask) for _ in range(2)]
+        outputs[0].sum().backward()
     assert torch.equal(*outputs)
     assert torch.equal(model.eval()(x, t, y, mask=mask), outputs[0])
+    assert torch.equal(model(x, t, y), outputs[0]) != masked
+
+
+@pytest.mark.parametrize(
+    ("library", "draw"),
+    [
+        ("torch", lambda: torch.rand(1)),
+        ("torch", lambda: torch.nn.functional.dropout(torch.ones(4), 0.5)),
+        ("NumPy", np.random.standard_normal),
+        ("Python", random.random),
+    ],
+)
+@pytest.mark.parametrize(("name", "masked"), [("mdt_ti_2", False), ("mdt_ti_2", True), ("mdtv2_ti_2", True)])
+def test_a_draw_in_a_forward_is_noticed(name, masked, library, draw):
+    model = lively(name).train()
+    block = model.sideblocks[0] if masked else model.get_submodule(model.block_names()[-1])
+
+    def hook(module, args):
+        draw()
+
+    block.register_forward_pre_hook(hook)
+    mask = ditzoo.random_token_mask(2, 16, 0.3) if masked else None
+    with pytest.raises(AssertionError, match=f"a random number of {library}'s was drawn"), no_draws():
+        model(*inputs(model), mask=mask)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -190,17 +219,20 @@ def test_positions_relative_tables_and_mask_tokens_are_not_to_be_decayed(name):
     assert names <= set(parameters)
     assert names - tables == {"pos_embed", "decoder_pos_embed", "mask_token"} & set(parameters)
     blocks = len(model.block_names()) + (name in MASKED)  # and the side block
-    assert len(tables) == (blocks if model.constant_buffers else 0)
+    assert len(tables) == (blocks if any(name.endswith("bias_table") for name in parameters) else 0)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_token_counts_and_grids(name):
     model = ditzoo.create(name)
-    assert model.num_tokens() == 16
-    assert model.num_tokens(16) == 32
-    assert model.num_tokens(4, 12) == 12
-    assert model.token_grid(4, 12) == (2, 6)
-    with pytest.raises(ValueError, match=r"9x8 is not divisible by patch_size 2; .*: 8x8"):
+    p = model.patch_size
+    assert p == (2 if name in PLAIN else 1)
+    assert model.num_tokens() == 64 // p**2
+    assert model.num_tokens(16) == 128 // p**2
+    assert model.num_tokens(4, 12) == 48 // p**2
+    assert model.token_grid(4, 12) == (4 // p, 12 // p)
+    assert model.downsampling == 2
+    with pytest.raises(ValueError, match=r"9x8 is not divisible by (patch_size|the total downsampling) 2; .*: 8x8"):
         model.num_tokens(9, 8)
 
 
@@ -229,8 +261,9 @@ def test_intermediates_are_the_tokens_after_each_block_in_order(name):
     expected = blocks_in_order(model, *given)
     assert list(tokens) == model.block_names() == [name for name, _ in expected]
     for (block, value), kept in zip(expected, tokens.values(), strict=True):
-        assert kept.shape == (2, model.num_extra_tokens + 16, model.hidden_size), block
-        assert torch.equal(kept, value), block
+        if name in PLAIN:
+            assert kept.shape == (2, model.num_extra_tokens + 16, model.hidden_size), block
+        assert torch.equal(kept, model.block_tokens(value)), block
     assert torch.equal(output, model(*given))
     assert not any(module._forward_hooks for module in model.modules())
 

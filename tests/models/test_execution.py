@@ -11,12 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import ditzoo
 from ditzoo import TokenMask, random_token_mask
 from tests.golden_cases import CASES, golden_case, relative_error
-from tests.zoo import MASKED, TINY, inputs, lively, on_meta
+from tests.zoo import MASKED, PASSES, TINY, inputs, lively, of_depth, on_meta
+
 
 #: (name, whether with a mask)
-PASSES = [(name, False) for name in TINY] + [(name, True) for name in MASKED]
-
-
 def masks(model, masked, batch=2):
     return {"mask": random_token_mask(batch, model.num_tokens(), 0.3)} if masked else {}
 
@@ -95,9 +93,9 @@ def test_copies_are_equal_and_independent(name, how):
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()
-    other.config["depth"] = 99
+    other.config["mlp_ratio"] = 99
     assert torch.equal(model(*given), before)
-    assert model.config["depth"] != 99
+    assert model.config["mlp_ratio"] != 99
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if golden_case(case).model_cls.constant_buffers])
@@ -197,7 +195,7 @@ def test_labels_without_values_are_not_looked_at(name):
 
 def small(name):
     """Three blocks are enough to compile, and as few as hold every kind."""
-    return lively(name, depth=3, **({"decode_layer": 1} if name in MASKED else {}))
+    return lively(name, **of_depth(name, 3), **({"decode_layer": 1} if name in MASKED else {}))
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ import torch
 
 import ditzoo
 from ditzoo.layers import sincos_position_table
-from ditzoo.models import MDT, DiT, MDTv2, UViT
+from ditzoo.models import MDT, DiffiTUNet, DiT, MDTv2, UViT
 from tests.golden_cases import CASES, golden_case
-from tests.zoo import MASKED, TINY, enliven, inputs, lively, on_meta
+from tests.zoo import MASKED, PASSES, TINY, enliven, inputs, lively, on_meta, reached
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -97,7 +97,7 @@ def backward(model, masked=False):
     batch = model.num_classes + 1
     x, t, _ = inputs(model, batch)
     y = torch.arange(batch)
-    target = torch.randn(batch, model.out_channels, *x.shape[2:])
+    target = torch.randn(batch, model.out_channels, *x.shape[2:], dtype=model.dtype)
     model.zero_grad()
     loss = (model(x, t, y) - target).square().mean()
     if masked:
@@ -106,17 +106,9 @@ def backward(model, masked=False):
     loss.backward()
 
 
-def reached(model):
-    """Parameters with a gradient other than zero."""
-    return {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-
-
-PASSES = [(name, False) for name in TINY] + [(name, True) for name in MASKED]
-
-
 @pytest.mark.parametrize(("name", "masked"), PASSES)
 def test_gradients_reach_every_parameter_once_gates_and_output_have_left_zero(name, masked):
-    model = ditzoo.create(name)
+    model = ditzoo.create(name).double()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     # adaLN-Zero needs two steps: the first moves only the last layer, the second the gates.
     for _ in range(2):
@@ -133,12 +125,14 @@ def test_gradients_reach_every_parameter_once_gates_and_output_have_left_zero(na
 
 @pytest.mark.parametrize("name", TINY)
 def test_which_gradients_a_fresh_model_gets(name):
-    model = ditzoo.create(name)
+    model = ditzoo.create(name).double()
     backward(model)
     if isinstance(model, UViT):
         assert reached(model) == {n for n, _ in model.named_parameters()}
-    else:
-        assert reached(model) == {"final_layer.linear.weight", "final_layer.linear.bias"}
+    else:  # the rest gets zeros, from gates and a last layer at zero
+        last = "conv" if isinstance(model, DiffiTUNet) else "linear"
+        assert reached(model) == {f"final_layer.{last}.weight", f"final_layer.{last}.bias"}
+        assert reached(model) == {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
 
 
 @pytest.mark.parametrize("name", MASKED)

@@ -33,8 +33,8 @@ def test_every_published_size_is_compared():
     configs = [ditzoo.model_info(name).config for name in compared]
     for name in ditzoo.list_models():
         info = ditzoo.model_info(name)
-        if info.config.get("conditioning", "adaln_zero") != "adaln_zero":
-            continue  # no official code: tests/models/test_conditioning.py compares with the paper
+        if info.config.get("conditioning", "adaln_zero") != "adaln_zero" or not on_meta(name).has_original:
+            continue  # no official code: test_conditioning.py and test_diffit_unet.py compare with the papers
         tagged = {f"{name}.{tag}" for tag in info.tags}
         assert info.ours or {name, *tagged} & compared, name
     for name in ditzoo.list_models(pretrained=True):
@@ -46,7 +46,8 @@ def test_model_info_counts_what_the_model_has(name):
     model, info = on_meta(name), ditzoo.model_info(name)
     assert info.num_params == sum(p.numel() for p in model.parameters())
     assert info.num_trainable_params == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert info.num_tokens == (model.input_size // model.patch_size) ** 2
+    assert info.num_tokens == (model.input_size // info.patch_size) ** 2
+    assert (info.depth, info.hidden_size, info.num_heads) == (model.depth, model.hidden_size, model.num_heads)
 
 
 @pytest.mark.parametrize("name", TINY)

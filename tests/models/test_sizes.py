@@ -1,4 +1,5 @@
-"""Inputs of another size than the trained one: what becomes of the position tables."""
+"""Inputs of another size than the trained one: what becomes of the position tables. Windowed attention has none that
+depend on the size; `test_diffit_unet.py` has its windows."""
 
 import copy
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from ditzoo import random_token_mask
 from ditzoo.layers import RelativePositionBias
 from tests.golden_cases import relative_error
-from tests.zoo import MASKED, TINY, inputs, lively
+from tests.zoo import MASKED, PLAIN, TINY, inputs, lively, reached, resize_to_nearest
 
 GRIDS = [(8, 8), (4, 8), (8, 4), (2, 6), (3, 3), (1, 1)]
 
@@ -54,7 +55,7 @@ def made_for(model, grid):
     return other
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_tables_are_resized_as_each_kind_asks_for(name, grid):
     model = lively(name)
@@ -62,7 +63,7 @@ def test_tables_are_resized_as_each_kind_asks_for(name, grid):
     assert relative_error(model(x, t, y), made_for(model, grid)(x, t, y)) < 1e-5
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", PLAIN)
 def test_the_comparison_notices_tables_that_are_not_resized(name):
     model = lively(name)
     x, t, y = inputs(model, 2, 8, 16)
@@ -74,7 +75,20 @@ def test_the_comparison_notices_tables_that_are_not_resized(name):
     assert relative_error(transposed(x, t, y), model(x, t, y)) > 1e-3
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("kind", ["frozen", "learned", "relative"])
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_comparison_notices_nearest_neighbours(name, kind, monkeypatch):
+    model = lively(name)
+    x, t, y = inputs(model, 2, 16, 16)
+    expected = made_for(model, (8, 8))(x, t, y)
+    tables = {"learned" if model.pos_embed.requires_grad else "frozen"}
+    tables |= {"relative" for module in model.modules() if isinstance(module, RelativePositionBias)}
+    resize_to_nearest(monkeypatch, kind)
+    error = relative_error(model(x, t, y), expected)
+    assert error > 1e-4 if kind in tables else error < 1e-5
+
+
+@pytest.mark.parametrize("name", PLAIN)
 def test_at_the_trained_size_the_tables_are_used_as_they_are(name):
     model = lively(name)
     given = inputs(model)
@@ -91,12 +105,11 @@ def test_resizing_leaves_the_weights_alone(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_resized_tables_are_trained(name):
-    model = lively(name)
+    model = lively(name).double()
     model(*inputs(model, 2, 16, 4)).square().sum().backward()
-    tables = [n for n in model.no_weight_decay() if "pos" in n and not n.startswith("sideblocks")]
-    for table in tables:
-        parameter = model.get_parameter(table)
-        assert (parameter.grad is not None and parameter.grad.abs().max() > 0) == parameter.requires_grad
+    tables = {n for n in model.no_weight_decay() if "pos" in n and not n.startswith("sideblocks")}
+    assert tables
+    assert tables & reached(model) == {table for table in tables if model.get_parameter(table).requires_grad}
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -59,12 +59,14 @@ def ddpm_sample(
     run = Run(model, process, y, times, callback)
     for step, time in enumerate(times[:-1]):
         estimate = run.estimate(x, time)
-        t = torch.full((x.shape[0],), len(times) - 2 - step, device=x.device)
-        reverse = spaced.reverse_step(x, estimate.output, t, clip_sample=clip_sample)
-        run.last = Estimate(reverse.x0, estimate.noise, estimate.output)
-        x = reverse.mean
-        if step + 1 < run.num_steps:
-            x = x + torch.exp(0.5 * reverse.log_variance) * drawn(step_noise, step, x, "DDPM")
+        x0 = estimate.x0.clamp(-1, 1) if clip_sample else estimate.x0
+        run.last = Estimate(x0, estimate.noise, estimate.output)
+        if step + 1 == run.num_steps:  # the posterior of the last step has no variance, and x0 as its mean
+            x = x0
+        else:
+            t = torch.full((x.shape[0],), len(times) - 2 - step, device=x.device)
+            reverse = spaced.reverse_step(x, estimate.output, t, clip_sample=clip_sample)
+            x = reverse.mean + torch.exp(0.5 * reverse.log_variance) * drawn(step_noise, step, x, "DDPM")
         x = run.finish(step, x)
     return x
 

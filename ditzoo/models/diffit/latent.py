@@ -1,4 +1,4 @@
-"""DiffiT: diffusion vision transformers (Hatamizadeh et al., arXiv:2312.02139), the latent model.
+"""The latent DiffiT (Hatamizadeh et al., arXiv:2312.02139).
 
 Time and class enter through the attention: queries, keys and values are each a sum of a projection of the token
 and a projection of the condition ("time-dependent self-attention", section 3.1). No adaptive layer norm, no gates.
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ditzoo.layers import (
     LabelEmbedder,
-    Linear,
     Mlp,
     PatchEmbed,
     RelativePositionBias,
@@ -23,23 +23,13 @@ from ditzoo.layers import (
     UnusedWeights,
     attend,
     frozen_positions,
+    linear,
     plain_layer_norm,
     relative_position_index,
     sincos_position_table,
     unpatchify,
 )
-from ditzoo.models.base import (
-    SD_VAE,
-    TINY,
-    Architecture,
-    Checkpoint,
-    DiffusionTransformer,
-    Family,
-    initialize_like_dit,
-    pixel_recipe,
-    zero_parameters,
-)
-from ditzoo.models.dit import SIZES
+from ditzoo.models.base import SD_VAE, Checkpoint, DiffusionTransformer, initialize_like_dit, zero_parameters
 from ditzoo.recipe import Guidance, Recipe
 
 Grid = tuple[int, int]
@@ -49,19 +39,36 @@ class TimeDependentAttention(RelativePositionBias):
     """Time-dependent multi-head self-attention (equations 3 to 6) with a relative-position bias.
 
     The bias table is this module's own parameter, as in the official state dict; hence the base class.
+
+    Args:
+        hidden_size: D.
+        num_heads: heads that share D.
+        grid: rows and columns of a window.
+        condition_size: width of the condition; D where None.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, grid: Grid) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, grid: Grid, condition_size: int | None = None) -> None:
         super().__init__(grid, num_heads)
         self.num_heads = num_heads
-        self.qkv = Linear(hidden_size, 3 * hidden_size)
-        self.qkv_temb = Linear(hidden_size, 3 * hidden_size)
-        self.proj = Linear(hidden_size, hidden_size)
+        self.qkv = linear(hidden_size, 3 * hidden_size)
+        self.qkv_temb = linear(condition_size or hidden_size, 3 * hidden_size)
+        self.proj = linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor, c: Tensor, index: Tensor, grid: Grid) -> Tensor:  # type: ignore[override]
-        """Tokens x (B, N, D), condition c (B, D), `index` (N, N) into the bias table -> (B, N, D)."""
+        """Attend inside windows of n tokens; one of n = N in the latent model.
+
+        Args:
+            x: (B, N, D) tokens, one window after the other.
+            c: (B, condition_size).
+            index: (n, n) rows of the bias table, as `RelativePositionBias` takes them.
+            grid: that `index` was made for.
+
+        Returns:
+            (B, N, D).
+        """
         qkv = self.qkv(x) + self.qkv_temb(c)[:, None]  # (B, N, 3D)
-        return self.proj(attend(qkv, self.num_heads, super().forward(index, grid)))
+        qkv = rearrange(qkv, "b (w n) d -> (b w) n d", n=index.shape[0])  # (B windows, n, 3D)
+        return self.proj(attend(qkv, self.num_heads, super().forward(index, grid)).reshape(x.shape))
 
     def unused_weights(self) -> Iterator[UnusedWeights]:
         yield from super().unused_weights()
@@ -73,15 +80,17 @@ class TimeDependentAttention(RelativePositionBias):
 class DiffiTBlock(nn.Module):
     """Pre-norm time-dependent attention and MLP."""
 
-    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, grid: Grid) -> None:
+    def __init__(
+        self, hidden_size: int, num_heads: int, mlp_ratio: float, grid: Grid, condition_size: int | None = None
+    ) -> None:
         super().__init__()
         self.norm1 = plain_layer_norm(hidden_size)
-        self.attn = TimeDependentAttention(hidden_size, num_heads, grid)
+        self.attn = TimeDependentAttention(hidden_size, num_heads, grid, condition_size)
         self.norm2 = plain_layer_norm(hidden_size)
         self.mlp = Mlp(hidden_size, mlp_ratio)
 
     def forward(self, x: Tensor, c: Tensor, index: Tensor, grid: Grid) -> Tensor:
-        """Tokens x (B, N, D) and condition c (B, D) -> (B, N, D)."""
+        """Tokens x (B, N, D) and condition c -> (B, N, D); `index` and `grid` as the attention takes them."""
         x = x + self.attn(self.norm1(x), c, index, grid)
         return x + self.mlp(self.norm2(x))
 
@@ -93,7 +102,7 @@ class DiffiTFinalLayer(nn.Module):
         super().__init__()
         self.norm_final = plain_layer_norm(hidden_size)
         self.act = nn.SiLU()
-        self.linear = Linear(hidden_size, patch_size * patch_size * out_channels)
+        self.linear = linear(hidden_size, patch_size * patch_size * out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, p * p * C')."""
@@ -177,22 +186,4 @@ def _checkpoint(resolution: int) -> Checkpoint:
     )
 
 
-_TINY = {**TINY, "depth": 4, "hidden_size": 80, "num_heads": 4}
-FAMILY = Family(
-    name="diffit",
-    title="DiffiT",
-    summary="Time-dependent self-attention in place of adaptive layer norm, with a relative-position bias.",
-    paper="DiffiT: Diffusion Vision Transformers for Image Generation, arXiv:2312.02139",
-    recipe=RECIPE,
-    architectures=[
-        Architecture("diffit_ti_2", DiffiT, _TINY, ours=True, recipe=pixel_recipe(RECIPE)),
-        # Only XL is published; the smaller ones take DiT's sizes.
-        *(Architecture(f"diffit_{size}_2", DiffiT, SIZES[size], ours=True) for size in ("s", "b", "l")),
-        Architecture(
-            "diffit_xl_2",
-            DiffiT,
-            SIZES["xl"],
-            checkpoints={"in256": _checkpoint(256), "in512": _checkpoint(512)},
-        ),
-    ],
-)
+CHECKPOINTS = {"in256": _checkpoint(256), "in512": _checkpoint(512)}

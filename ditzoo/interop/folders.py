@@ -1,0 +1,208 @@
+"""Folders that diffusers' `DiTPipeline` loads, from a DiT and its recipe, and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ditzoo import __version__
+from ditzoo.interop.dit import from_diffusers, to_diffusers, warn_of_deviation
+from ditzoo.interop.package import import_diffusers
+from ditzoo.interop.schedulers import make_scheduler, recipe_of_pipeline
+from ditzoo.models import DiT
+from ditzoo.recipe import Recipe
+
+#: What diffusers has no place for: the model's options and the recipe. diffusers ignores it.
+EXTRA_FILE = "ditzoo.json"
+
+
+def save_diffusers(
+    model: DiT, folder: str | os.PathLike[str], recipe: Recipe, vae: Any = None, scheduler: Any = None
+) -> None:
+    """Write a folder for `DiTPipeline.from_pretrained(folder)`.
+
+    Without `vae` it lacks an autoencoder, which the pipeline asks for: `DiTPipeline.from_pretrained(folder, vae=vae)`.
+    `ditzoo.json` beside diffusers' files keeps the recipe for `load_diffusers`.
+
+    Args:
+        model: a DiT that `to_diffusers` takes.
+        folder: a new or empty one. It appears when it is complete.
+        recipe: of the weights, with a schedule in whole timesteps, which are what the network is told.
+        vae: diffusers' `AutoencoderKL` of the latents, whose `scaling_factor` is the recipe's `latent_scale`.
+        scheduler: of diffusers; `make_scheduler(recipe)` where None.
+
+    Raises:
+        ImportError: where diffusers is missing, naming the extra to install.
+        TypeError: for another network than DiT.
+        ValueError: for a DiT or a recipe that diffusers' pipeline cannot express, or a `vae` of other latents.
+        FileExistsError: for a folder that has something in it.
+
+    Warns:
+        UserWarning: that what diffusers loads deviates from `model`, and by how much.
+    """
+    diffusers = import_diffusers("save_diffusers")
+    _check_recipe(recipe)
+    if vae is not None:
+        _check_vae(vae, model, recipe)
+    transformer = to_diffusers(model, patch=True)  # warned of below, with the remedy for a folder
+    scheduler = make_scheduler(recipe) if scheduler is None else scheduler
+    extra = {"ditzoo_version": __version__, "model": model.config, "recipe": recipe.to_dict()}
+    with _new_folder(Path(folder)) as temporary:
+        if vae is None:
+            _save_without_vae(diffusers, temporary, transformer, scheduler)
+        else:
+            diffusers.DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler).save_pretrained(temporary)
+        (temporary / EXTRA_FILE).write_text(json.dumps(extra, indent=2) + "\n", encoding="utf-8")
+    warn_of_deviation(
+        f"What diffusers loads from {folder}", "ditzoo.interop.patch_diffusers(pipe.transformer) after loading"
+    )
+
+
+def load_diffusers(folder_or_id: str | os.PathLike[str]) -> tuple[DiT, Recipe]:
+    """A DiT and its recipe from a folder, or a repository of the Hugging Face Hub, of diffusers' `DiTPipeline`.
+
+    Weights are taken as `from_diffusers` does: the official ones, such as those of `facebook/DiT-XL-2-256`, then
+    compute what the authors' code does, which they do not in diffusers.
+
+    Args:
+        folder_or_id: a folder, or the id of a repository, `"owner/name"`, which is fetched into diffusers' cache.
+
+    Returns:
+        The model in evaluation mode, and the recipe that `save_diffusers` kept. Folders by others have none; it is then
+        how the pipeline samples: its scheduler's noise levels, prediction and, where ditzoo has it, algorithm (DDIM
+        else), and guidance 4.0 over all channels in 50 steps.
+
+    Raises:
+        ImportError: where diffusers is missing, naming the extra to install.
+        FileNotFoundError: for a folder that is not there, or lacks the transformer.
+        OSError: for a repository that cannot be fetched.
+        ValueError: for weights that `from_diffusers` refuses, a scheduler whose noise levels no recipe has, or damaged
+            JSON.
+    """
+    diffusers = import_diffusers("load_diffusers")
+    place = _Place(folder_or_id)
+    transformer = diffusers.DiTTransformer2DModel.from_pretrained(place.name, subfolder="transformer")
+    extra = place.read(EXTRA_FILE)
+    if extra is not None:
+        if not {"model", "recipe"} <= set(extra):
+            raise ValueError(
+                f"{EXTRA_FILE} of {place.name} is not what save_diffusers() writes; remove it to load the rest."
+            )
+        model = from_diffusers(transformer, class_dropout_prob=extra["model"]["class_dropout_prob"])
+        return model, Recipe.from_dict(extra["recipe"])
+    model = from_diffusers(transformer)
+    vae = place.read("vae/config.json")
+    return model, recipe_of_pipeline(
+        place.read("scheduler/scheduler_config.json") or {},
+        learned_variance=model.learn_sigma,
+        vae=vae,
+        vae_name=(vae or {}).get("_name_or_path") or f"{place.name}/vae",
+        source=place.name,
+    )
+
+
+class _Place:
+    """A folder or a repository.
+
+    Raises:
+        FileNotFoundError: where it is neither, or the folder holds no transformer.
+    """
+
+    def __init__(self, folder_or_id: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(folder_or_id)
+        self.is_folder = Path(self.name).is_dir()
+        if self.is_folder and not (Path(self.name) / "transformer").is_dir():
+            raise FileNotFoundError(
+                f"{self.name} holds no folder `transformer`: give one that DiTPipeline.save_pretrained() or "
+                "save_diffusers() wrote. Official files are read by ditzoo.weights.load_state_dict."
+            )
+        if not self.is_folder and (Path(self.name).is_absolute() or self.name.count("/") != 1):
+            raise FileNotFoundError(f"there is no folder {self.name}, and no repository of the Hub has such a name.")
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A JSON file; None where there is none."""
+        if self.is_folder:
+            path = Path(self.name) / name
+            if not path.is_file():
+                return None
+        else:
+            from huggingface_hub import hf_hub_download
+            from huggingface_hub.errors import EntryNotFoundError
+
+            try:
+                path = Path(hf_hub_download(self.name, name))
+            except EntryNotFoundError:
+                return None
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{name} of {self.name} is no JSON ({error}); save or fetch it again.") from error
+        return content
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be a ditzoo.Recipe, got {recipe!r:.60}.")
+    if not recipe.is_discrete:
+        raise ValueError(
+            f"DiTPipeline counts whole timesteps, and the recipe's schedule {recipe.schedule!r} has none; it takes "
+            "linear, scaled_linear and cosine."
+        )
+    wanted = {"time_scale": 1.0, "time_offset": 0.0, "latent_shift": 0.0}
+    for name, value in wanted.items():
+        if getattr(recipe, name) != value:
+            raise ValueError(
+                f"DiTPipeline has no place for {name}={getattr(recipe, name)} of the recipe; it works with {value}."
+            )
+
+
+def _check_vae(vae: Any, model: DiT, recipe: Recipe) -> None:
+    for name, found, wanted in (
+        ("scaling_factor", vae.config.scaling_factor, recipe.latent_scale),
+        ("latent_channels", vae.config.latent_channels, model.in_channels),
+    ):
+        if found != wanted:
+            raise ValueError(
+                f"the vae's {name} is {found}, but the model's latents have {wanted} (latent_scale of the recipe, "
+                "in_channels of the model): give the autoencoder that they are of."
+            )
+
+
+def _save_without_vae(diffusers: Any, folder: Path, transformer: Any, scheduler: Any) -> None:
+    """What `DiTPipeline.save_pretrained` writes. It warns of a missing part; here that is meant."""
+    transformer.save_pretrained(folder / "transformer")
+    scheduler.save_pretrained(folder / "scheduler")
+    parts = {"transformer": transformer, "scheduler": scheduler}
+    index = {
+        "_class_name": "DiTPipeline",
+        "_diffusers_version": diffusers.__version__,
+        **{name: ["diffusers", type(part).__name__] for name, part in parts.items()},
+        "vae": [None, None],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which takes its name when all has been written."""
+    folder = folder.resolve()
+    if folder.is_file():
+        raise FileExistsError(f"{folder} is a file; name a new folder.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} has files in it; name a new folder, or empty it first.")
+    temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if folder.is_dir():
+            folder.rmdir()
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -1,0 +1,135 @@
+"""Recipes and the schedulers of diffusers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ditzoo.interop.package import import_diffusers
+from ditzoo.recipe import Guidance, Recipe, Sampler, Schedule
+
+#: What ditzoo calls a scheduler's algorithm; others are recorded as "ddim".
+_SAMPLERS: dict[str, Sampler] = {
+    "DDPMScheduler": "ddpm",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "UniPCMultistepScheduler": "unipc",
+}
+#: What diffusers' schedulers assume for an entry that their configuration leaves out.
+_DEFAULTS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+#: `DiTPipeline`'s own, where its caller gives none.
+_PIPELINE_GUIDANCE, _PIPELINE_STEPS = Guidance(scale=4.0), 50
+
+
+def make_scheduler(recipe: Recipe) -> Any:
+    """The plainest scheduler of diffusers that belongs to a recipe's noise levels and predictions.
+
+    Another one of the same noise levels: `DPMSolverMultistepScheduler.from_config(make_scheduler(recipe).config)`.
+
+    Args:
+        recipe: of a discrete schedule, of `"continuous_vp"`, or of `"flow_linear"` that predicts the velocity.
+
+    Returns:
+        A `DDIMScheduler` that does not clip, or a `FlowMatchEulerDiscreteScheduler` for the flow. `"continuous_vp"`
+        gets the `"linear"` betas, whose noise levels `DiffusersTransformer` translates into times.
+
+    Raises:
+        ImportError: where diffusers is missing, naming the extra to install.
+        ValueError: for another recipe.
+    """
+    diffusers = import_diffusers("make_scheduler")
+    check_drivable(recipe)
+    steps = recipe.num_train_timesteps
+    if recipe.is_flow:
+        return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=steps)
+    schedule = recipe.schedule if recipe.is_discrete else "linear"
+    return diffusers.DDIMScheduler(
+        num_train_timesteps=steps,
+        prediction_type=recipe.prediction,
+        clip_sample=False,
+        **_beta_options(schedule, steps),
+    )
+
+
+def check_drivable(recipe: Recipe) -> None:
+    """Raise a ValueError for a recipe whose network no scheduler of diffusers can drive."""
+    straight_flow = recipe.schedule == "flow_linear" and recipe.prediction == "velocity"
+    if not (recipe.is_discrete or recipe.schedule == "continuous_vp" or straight_flow):
+        raise ValueError(
+            f"no scheduler of diffusers drives a network of schedule {recipe.schedule!r} and prediction "
+            f"{recipe.prediction!r}. What works: linear, scaled_linear, cosine and continuous_vp with any prediction, "
+            "and flow_linear with velocity. ditzoo.diffusion samples the others."
+        )
+
+
+def recipe_of_pipeline(
+    scheduler: Mapping[str, Any], *, learned_variance: bool, vae: Mapping[str, Any] | None, vae_name: str, source: str
+) -> Recipe:
+    """How `DiTPipeline` samples a model, from configurations as diffusers stores them.
+
+    Args:
+        scheduler: of the scheduler.
+        learned_variance: whether the network has one; the pipeline drops it.
+        vae: of the autoencoder; None where there is none.
+        vae_name: where that is.
+        source: where all of it is.
+
+    Returns:
+        The scheduler's noise levels, prediction and, where ditzoo has it, algorithm (else DDIM); the pipeline's
+        guidance of 4.0 over all channels in 50 steps.
+
+    Raises:
+        ValueError: for noise levels or a prediction that no recipe has.
+    """
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction", "sample"):
+        raise ValueError(
+            f"the scheduler's prediction_type {prediction!r} has no counterpart; epsilon, v_prediction or sample do."
+        )
+    return Recipe(
+        prediction=prediction,
+        schedule=_schedule_of(scheduler),
+        num_train_timesteps=scheduler.get("num_train_timesteps", 1000),
+        variance="learned_range" if learned_variance else "fixed_large",
+        loss="hybrid" if learned_variance else "mse",
+        guidance=_PIPELINE_GUIDANCE,
+        sampler=_SAMPLERS.get(scheduler.get("_class_name", ""), "ddim"),
+        num_inference_steps=_PIPELINE_STEPS,
+        latent_codec=None if vae is None else vae_name,
+        latent_scale=1.0 if vae is None else vae.get("scaling_factor", 0.18215),
+        source=source,
+    )
+
+
+def _beta_options(schedule: Schedule, steps: int) -> dict[str, Any]:
+    """diffusers' arguments for a table of `ditzoo.diffusion.make_betas`."""
+    if schedule == "cosine":
+        return {"beta_schedule": "squaredcos_cap_v2"}
+    if schedule == "scaled_linear":
+        return {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    return {"beta_schedule": "linear", "beta_start": 1e-4 * 1000 / steps, "beta_end": 0.02 * 1000 / steps}
+
+
+def _schedule_of(scheduler: Mapping[str, Any]) -> Schedule:
+    """ditzoo's name of a scheduler's noise levels."""
+    steps = scheduler.get("num_train_timesteps", 1000)
+    plain = scheduler.get("trained_betas") is None and not scheduler.get("rescale_betas_zero_snr")
+    flow = scheduler.get("_class_name", "").startswith("FlowMatch") or scheduler.get("use_flow_sigmas")
+    names: tuple[Schedule, ...] = ("linear", "scaled_linear", "cosine")
+    for schedule in names:
+        wanted = _beta_options(schedule, steps)
+        if plain and not flow and all(_same(scheduler.get(key, _DEFAULTS[key]), wanted[key]) for key in wanted):
+            return schedule
+    entries = ("_class_name", "beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
+    found = ", ".join(f"{key}={scheduler[key]!r:.40}" for key in entries if scheduler.get(key) is not None)
+    raise ValueError(
+        f"the scheduler's noise levels have no name in ditzoo: {found}. Recipes have, for 1000 steps, linear betas "
+        "from 0.0001 to 0.02, scaled_linear from 0.00085 to 0.012, and squaredcos_cap_v2. from_diffusers(transformer) "
+        "takes the weights alone."
+    )
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return one == other

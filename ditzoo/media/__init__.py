@@ -1,0 +1,26 @@
+"""From latents to files, without a model: autoencoders, names of classes, pictures, and stores for large jobs.
+
+Works on tensors and arrays, and imports nothing else of ditzoo.
+"""
+
+from ditzoo.media.codec import Codec, LatentCodec, PixelCodec, load_codec, to_uint8
+from ditzoo.media.labels import LabelNames, parse_labels
+from ditzoo.media.shards import SampleStore, Shard
+from ditzoo.media.writers import channels_last, image_grid, write_animation, write_npz, write_png_folder
+
+__all__ = [
+    "Codec",
+    "LabelNames",
+    "LatentCodec",
+    "PixelCodec",
+    "SampleStore",
+    "Shard",
+    "channels_last",
+    "image_grid",
+    "load_codec",
+    "parse_labels",
+    "to_uint8",
+    "write_animation",
+    "write_npz",
+    "write_png_folder",
+]

@@ -1,0 +1,363 @@
+"""Between images and what a network sees: the one place where latents are scaled and shifted, and the way to bytes.
+
+Latents are z = (e - shift) * scale, with e the autoencoder's own code of an image; the decoder gets z / scale + shift
+back. Scaling twice or never is the usual mistake, so nothing outside this file touches e.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+Uint8Rule = Literal["dit", "adm"]
+
+
+def to_uint8(images: Tensor, rule: Uint8Rule = "dit") -> Tensor:
+    """Images in [-1, 1], of any shape, as uint8 values 0..255; values outside are clamped.
+
+    Args:
+        images: floats. Half precision is computed in float32: bfloat16 could not tell 254 from 255.
+        rule: `"dit"` is clamp(127.5 x + 128, 0, 255), the nearest value; `"adm"` is clamp((x + 1) * 127.5, 0, 255),
+            as ADM, MDT and DiffiT have it. Both then truncate, so that many values differ by one.
+
+    Raises:
+        ValueError: an unknown rule.
+        TypeError: images that are no floats, such as bytes already.
+    """
+    if rule not in get_args(Uint8Rule):
+        raise ValueError(f"unknown rule {rule!r} for uint8; choose one of {', '.join(get_args(Uint8Rule))}.")
+    if not images.is_floating_point():
+        raise TypeError(f"to_uint8 takes floats in [-1, 1], got {images.dtype}; such images need no conversion.")
+    images = images.to(_at_least_float32(images.dtype))
+    scaled = 127.5 * images + 128 if rule == "dit" else (images + 1) * 127.5
+    return scaled.clamp(0, 255).to(torch.uint8)
+
+
+class PixelCodec:
+    """For models that see pixels: encoding and decoding change nothing.
+
+    Attributes:
+        channels: of the images, 3 for colours and 1 for grey.
+        name, downsampling, latent_channels: as `LatentCodec` has them.
+    """
+
+    name = "pixels"
+    downsampling = 1
+
+    def __init__(self, channels: int = 3) -> None:
+        if channels < 1:
+            raise ValueError(f"images have 1 or more channels, got {channels}.")
+        self.channels = channels
+
+    @property
+    def latent_channels(self) -> int:
+        """Those of the images."""
+        return self.channels
+
+    def encode(self, images: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """`images`, checked. There is no posterior, so noise changes nothing either."""
+        _check_images(images, self.channels, self.downsampling)
+        _check_noise(noise, tuple(images.shape))
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """`latents`, checked."""
+        _check_latents(latents, self)
+        return latents
+
+    def check_fits(self, in_channels: int) -> None:
+        """Raise a ValueError unless a model with so many input channels sees such images."""
+        if in_channels != self.channels:
+            raise ValueError(
+                f"images have {self.channels} channels, the model takes {in_channels}; a model of latents needs the "
+                "autoencoder of its recipe, one of pixels PixelCodec(channels=...)."
+            )
+
+
+class LatentCodec:
+    """Images to scaled latents and back, through an autoencoder of diffusers.
+
+    No gradients flow, and no random numbers are drawn.
+
+    Args:
+        autoencoder: an `AutoencoderKL` or `AutoencoderTiny`; it is frozen and put into evaluation mode.
+        scale: what codes are multiplied by, in Stable Diffusion's autoencoders 0.18215. None takes scale and shift of
+            the autoencoder's own configuration.
+        shift: what is subtracted from codes first.
+        name: for messages.
+        tiling: decode large images in overlapping tiles, whose size the autoencoder decides: less memory, but tiles
+            are normalised one by one and blended, so that pixels differ a little. Encoding is never tiled.
+        slicing: encode and decode one image at a time: less memory, the same result.
+
+    Attributes:
+        downsampling: pixels of an image for one of its latents, along each side.
+        latent_channels: of the latents.
+        image_channels: of the images.
+
+    Raises:
+        TypeError: another kind of autoencoder.
+        ValueError: a scale or shift that is no finite number, a scale of 0 or less, a shift without a scale; a tiny
+            autoencoder that diffusers cannot tile.
+
+    Warns:
+        UserWarning: where the autoencoder's configuration names another scale or shift. The ones given here win: they
+            are those the model was trained with.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Any,
+        *,
+        scale: float | None,
+        shift: float = 0.0,
+        name: str = "autoencoder",
+        tiling: bool = False,
+        slicing: bool = False,
+    ) -> None:
+        kind = type(autoencoder).__name__
+        if kind not in _KINDS:
+            raise TypeError(f"an autoencoder is an {' or '.join(_KINDS)} of diffusers, got {kind}.")
+        config = autoencoder.config
+        own_scale, own_shift = float(config.scaling_factor), float(config.get("shift_factor") or 0.0)
+        if scale is None and shift:
+            raise ValueError(f"shift {shift} needs a scale; scale=None takes both from the autoencoder.")
+        if scale is None:
+            scale, shift = own_scale, own_shift
+        if not (math.isfinite(scale) and scale > 0 and math.isfinite(shift)):
+            raise ValueError(f"scale must be a number above 0 and shift a number, got {scale} and {shift}.")
+        if not (_agree(scale, own_scale) and _agree(shift, own_shift)):
+            warnings.warn(_disagreement(name, kind, (scale, shift), (own_scale, own_shift)), stacklevel=2)
+        self.name, self.scale, self.shift, self.tiling = name, scale, shift, tiling
+        self.image_channels, self.latent_channels = int(config.in_channels), int(config.latent_channels)
+        self.downsampling = 2 ** (len(config.block_out_channels) - 1)
+        self._autoencoder = autoencoder.eval().requires_grad_(False)
+        self._is_tiny = kind == "AutoencoderTiny"
+        if tiling and self._is_tiny and autoencoder.spatial_scale_factor != self.downsampling:
+            raise ValueError(f"diffusers cannot tile {name}: only tiny autoencoders that reduce each side 8 times.")
+        (autoencoder.enable_slicing if slicing else autoencoder.disable_slicing)()
+        autoencoder.disable_tiling()
+
+    @property
+    def autoencoder(self) -> Any:
+        """The autoencoder itself, whose own encode and decode know nothing of scale and shift."""
+        return self._autoencoder
+
+    @property
+    def device(self) -> torch.device:
+        """Where the autoencoder computes; inputs are moved there."""
+        device: torch.device = self._autoencoder.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision it computes in."""
+        dtype: torch.dtype = self._autoencoder.dtype
+        return dtype
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """Latents (B, latent_channels, H / downsampling, W / downsampling) of images, float32, on the codec's device.
+
+        Args:
+            images: (B, image_channels, H, W) floats in [-1, 1]; `downsampling` divides H and W.
+            noise: of the shape of the latents, standard normal: a sample of the posterior, mean + std * noise. None
+                gives its mean. A tiny autoencoder has no posterior but a point, which noise does not move.
+
+        Raises:
+            TypeError: images that are no floats.
+            ValueError: images or noise of another shape.
+        """
+        _check_images(images, self.image_channels, self.downsampling)
+        batch, _, height, width = images.shape
+        shape = (batch, self.latent_channels, height // self.downsampling, width // self.downsampling)
+        _check_noise(noise, shape)
+        encoded = self._autoencoder.encode(self._put(images))
+        if self._is_tiny:
+            codes = self._widen(encoded.latents)
+        else:
+            codes = self._widen(encoded.latent_dist.mean)
+            if noise is not None:
+                codes = codes + self._widen(encoded.latent_dist.std) * noise.to(codes)
+        return (codes - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, image_channels, H, W) of latents, float32, on the codec's device.
+
+        Their range is [-1, 1], which decoders overshoot a little; `to_uint8` clamps.
+
+        Args:
+            latents: (B, latent_channels, H / downsampling, W / downsampling) as `encode` gives them and a model
+                samples them.
+
+        Raises:
+            TypeError: latents that are no floats.
+            ValueError: latents of another shape.
+        """
+        _check_latents(latents, self)
+        codes = self._put(latents.to(self.device, _at_least_float32(self.dtype)) / self.scale + self.shift)
+        if not self.tiling:
+            return self._widen(self._autoencoder.decode(codes).sample)
+        self._autoencoder.enable_tiling()
+        try:
+            return self._widen(self._autoencoder.decode(codes).sample)
+        finally:
+            self._autoencoder.disable_tiling()
+
+    def check_fits(self, in_channels: int) -> None:
+        """Raise a ValueError unless a model with so many input channels sees such latents."""
+        if in_channels != self.latent_channels:
+            raise ValueError(
+                f"autoencoder {self.name} has {self.latent_channels} latent channels, the model takes {in_channels}; "
+                "use the autoencoder that the model's recipe names."
+            )
+
+    def _put(self, values: Tensor) -> Tensor:
+        return values.to(self.device, self.dtype)
+
+    def _widen(self, values: Tensor) -> Tensor:
+        return values.to(_at_least_float32(self.dtype))
+
+
+Codec = LatentCodec | PixelCodec
+
+_KINDS = ("AutoencoderKL", "AutoencoderTiny")
+
+
+def load_codec(
+    name_or_path: str | Path,
+    *,
+    scale: float | None,
+    shift: float = 0.0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tiling: bool = False,
+    slicing: bool = False,
+    subfolder: str | None = None,
+    revision: str | None = None,
+) -> LatentCodec:
+    """The codec of an autoencoder that diffusers has saved.
+
+    Args:
+        name_or_path: a local folder with `config.json` and weights, or the id of a model on the Hub such as
+            `"stabilityai/sd-vae-ft-ema"`, which is downloaded once.
+        scale, shift: those of the recipe; see `LatentCodec`. None as scale takes the autoencoder's own.
+        device, dtype: where and in which precision it computes.
+        tiling, slicing: to save memory; see `LatentCodec`.
+        subfolder: where a pipeline was saved, the part that is the autoencoder, `"vae"`.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        ImportError: diffusers is not installed.
+        OSError: there is no such folder or model, it cannot be reached, or its files are damaged or incomplete.
+        ValueError: it is another kind of autoencoder, and as `LatentCodec` has it.
+    """
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError('Autoencoders need diffusers: pip install "ditzoo[diffusers]"') from error
+    name = str(name_or_path)
+    where = {"subfolder": subfolder, "revision": revision}
+    _check_place(name, subfolder)
+    try:
+        config = diffusers.AutoencoderKL.load_config(name, **where)
+        kind = str(config.get("_class_name"))
+        if kind in _KINDS:
+            autoencoder, report = getattr(diffusers, kind).from_pretrained(
+                name, torch_dtype=dtype, output_loading_info=True, low_cpu_mem_usage=False, **where
+            )
+    except Exception as error:
+        # diffusers, the Hub's client and safetensors each have their own, and not all are OSErrors.
+        raise OSError(_not_loaded(name, error)) from error
+    if kind not in _KINDS:
+        raise ValueError(f"{name} holds {config.get('_class_name')!r}; ditzoo decodes with {' or '.join(_KINDS)}.")
+    if broken := [*report["missing_keys"], *report["mismatched_keys"], *report["error_msgs"]]:
+        # diffusers would go on with random numbers in their place.
+        raise OSError(f"{name} is incomplete: {broken[0]} and {len(broken) - 1} more do not fit. Fetch it again.")
+    return LatentCodec(autoencoder.to(device), scale=scale, shift=shift, name=name, tiling=tiling, slicing=slicing)
+
+
+#: `owner/name` on the Hub, which has no other slash.
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def _check_place(name: str, subfolder: str | None) -> None:
+    """Refuse at once what is neither a folder with an autoencoder nor the id of a model."""
+    folder = Path(name) / (subfolder or "")
+    if Path(name).is_dir():
+        if not (folder / "config.json").is_file():
+            inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+            hint = f" It has {', '.join(inside)}: name one as subfolder." if inside else ""
+            raise FileNotFoundError(f"{folder} holds no config.json, so no autoencoder that diffusers saved.{hint}")
+    elif Path(name).exists():
+        raise NotADirectoryError(f"{name} is a file; name the folder of config.json and weights that diffusers saves.")
+    elif not _HUB_ID.fullmatch(name):
+        raise FileNotFoundError(
+            f"there is no folder {name}, and it is no model of the Hub, whose ids read owner/name; give one of the "
+            "two, such as 'stabilityai/sd-vae-ft-ema'."
+        )
+
+
+def _not_loaded(name: str, error: Exception) -> str:
+    reason = (str(error).strip().partition("\n")[0] or type(error).__name__).rstrip(".:")
+    if Path(name).is_dir():
+        return f"the autoencoder in {name} cannot be read ({reason}). Fetch or save it again."
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        mend = "HF_HUB_OFFLINE is set, so that nothing is fetched: unset it,"
+    else:
+        mend = f"It could not be fetched ({reason}): check its name and the network,"
+    return (
+        f"autoencoder {name} is not on this machine. {mend} or give a local folder in its place; on a machine with a "
+        f"network `hf download {name} --local-dir FOLDER` fills one."
+    )
+
+
+def _disagreement(name: str, kind: str, given: tuple[float, float], own: tuple[float, float]) -> str:
+    """What to make of a recipe that differs from the autoencoder's configuration."""
+    text = (
+        f"the recipe's latent scale {given[0]:g} and shift {given[1]:g} are used, although {name} names scale "
+        f"{own[0]:g} and shift {own[1]:g} in its configuration."
+    )
+    if kind == "AutoencoderTiny":
+        text += " Tiny autoencoders give latents that are scaled already, so theirs is mostly right: scale=None."
+    return text
+
+
+def _agree(given: float, own: float) -> bool:
+    return math.isclose(given, own, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _check_images(images: Tensor, channels: int, multiple: int) -> None:
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floats in [-1, 1], got {images.dtype}; for bytes: images / 127.5 - 1.")
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[1] != channels or shape[2] % multiple or shape[3] % multiple:
+        sides = f", with H and W divisible by {multiple}" if multiple > 1 else ""
+        raise ValueError(f"images must be (B, {channels}, H, W){sides}; got {shape}.")
+
+
+def _check_latents(latents: Tensor, codec: Codec) -> None:
+    if not latents.is_floating_point():
+        raise TypeError(f"latents must be floats, got {latents.dtype}.")
+    if latents.ndim != 4 or latents.shape[1] != codec.latent_channels:
+        raise ValueError(
+            f"{codec.name} decodes (B, {codec.latent_channels}, h, w), got {tuple(latents.shape)}; of a learned "
+            "variance, which doubles a model's channels, keep the first half."
+        )
+
+
+def _check_noise(noise: Tensor | None, shape: tuple[int, ...]) -> None:
+    if noise is not None and tuple(noise.shape) != shape:
+        raise ValueError(f"noise must have the shape of the latents, {shape}; got {tuple(noise.shape)}.")

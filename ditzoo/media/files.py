@@ -1,0 +1,87 @@
+"""Files that are whole or not there: written under a temporary name in the same folder, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+#: In the name of whatever a killed process may have left behind.
+_PARTIAL = ".partial-"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file to write: it replaces `path` at the end of the block, and is removed if the block raises."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{_PARTIAL}")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the file from everyone else
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """As `replacing`, for files that users ask for: makes the folder where it is missing.
+
+    Raises:
+        OSError: the file cannot be written; the message names `path` and the reason.
+    """
+    with _named_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            yield temporary
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder to fill: it becomes `path` at the end of the block, and is removed if the block raises.
+
+    Raises:
+        FileExistsError: `path` is a file, or holds something that new files would mix with.
+        OSError: the folder cannot be written; the message names `path` and the reason.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is no empty folder; choose another name, or remove it first.")
+    with _named_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_PARTIAL}"))
+        try:
+            yield temporary
+            os.chmod(temporary, 0o755)  # mkdtemp's 0700, likewise
+            if path.exists():
+                path.rmdir()  # it is empty, and not every system renames onto a folder
+            os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the files that killed processes left half written. Only where nobody is writing any more."""
+    for path in folder.glob(f".*{_PARTIAL}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Errors of the system then tell which file could not be written, not under which temporary name."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "Free some space, or write elsewhere." if full else "Check the path, or write elsewhere."
+        message = f"{path} cannot be written: {error.strerror or error}. {hint}"
+        raise (OSError(message) if error.errno is None else OSError(error.errno, message)) from error

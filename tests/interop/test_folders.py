@@ -1,0 +1,300 @@
+"""Folders of diffusers' pipeline: written, loaded by diffusers, loaded back, and refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import ditzoo
+from ditzoo.interop import load_diffusers, make_scheduler, patch_diffusers, save_diffusers, to_diffusers
+from ditzoo.layers import sincos_position_table
+from ditzoo.recipe import Guidance, Recipe
+from tests.golden_cases import relative_error
+from tests.zoo import inputs, lively, on_meta
+
+RECIPE = replace(ditzoo.model_info("dit_xl_2.in256").recipe, licence="none", source="a test")
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*deviates from this model:UserWarning")
+
+
+def latent_model(**options):
+    return lively("dit_ti_2", **{"in_channels": 4, "learn_sigma": True, "depth": 2, **options})
+
+
+def assert_same_weights(one, other):
+    state, again = one.state_dict(), other.state_dict()
+    assert set(state) == set(again)
+    for name, tensor in state.items():
+        assert torch.equal(again[name], tensor), name
+
+
+def test_pipeline_loads_what_was_saved(diffusers, vae, tmp_path):
+    model, folder = latent_model(num_classes=1000), tmp_path / "deep" / "dit"
+    save_diffusers(model, folder, RECIPE, vae=vae)
+    assert [path.name for path in folder.parent.iterdir()] == ["dit"]
+    names = ["ditzoo.json", "model_index.json", "scheduler", "transformer", "vae"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    pipe = diffusers.DiTPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(class_labels=[1], num_inference_steps=2).images[0].size == (8, 8)
+    assert type(pipe.scheduler) is diffusers.DDIMScheduler
+    assert pipe.scheduler.config.clip_sample is False
+    for name, tensor in vae.state_dict().items():
+        assert torch.equal(pipe.vae.state_dict()[name], tensor)
+
+    x, t, y = inputs(model)
+    with torch.no_grad():
+        expected = model(x, t, y)
+        assert relative_error(pipe.transformer(x, t, y).sample, expected) > 1e-3
+        assert relative_error(patch_diffusers(pipe.transformer)(x, t, y).sample, expected) < 2e-5
+
+    again, recipe = load_diffusers(folder)
+    assert recipe == RECIPE
+    assert again.config == model.config
+    assert not again.training
+    assert_same_weights(model, again)
+
+
+def test_without_vae_and_with_a_scheduler(diffusers, vae, tmp_path):
+    model = latent_model(class_dropout_prob=0.25).to(torch.bfloat16)
+    scheduler = diffusers.DPMSolverMultistepScheduler.from_config(make_scheduler(RECIPE).config)
+    save_diffusers(model, str(tmp_path), RECIPE, scheduler=scheduler)  # an empty folder is as good as none
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index == {
+        "_class_name": "DiTPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "vae": [None, None],
+    }
+    pipe = diffusers.DiTPipeline.from_pretrained(tmp_path, vae=vae)
+    assert type(pipe.scheduler) is diffusers.DPMSolverMultistepScheduler
+    assert pipe.vae is vae
+    again, recipe = load_diffusers(str(tmp_path))
+    assert recipe == RECIPE
+    assert again.config == model.config
+    assert again.dtype == torch.float32  # as diffusers loads; the position table is computed anew, without rounding
+    model.float().pos_embed.data.copy_(sincos_position_table(64, (4, 4)))
+    assert_same_weights(model, again)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "cosine"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_recipe_of_a_folder_by_diffusers_alone(diffusers, vae, tmp_path, schedule, prediction):
+    model = latent_model()
+    stated = Recipe(prediction=prediction, schedule=schedule, num_train_timesteps=500)
+    vae.register_to_config(scaling_factor=0.5)
+    pipe = diffusers.DiTPipeline(to_diffusers(model), vae, make_scheduler(stated))
+    pipe.save_pretrained(tmp_path)
+    again, recipe = load_diffusers(tmp_path)
+    assert_same_weights(model, again)
+    assert again.config["class_dropout_prob"] == 0.1
+    assert recipe == replace(
+        stated,
+        variance="learned_range",
+        loss="hybrid",
+        guidance=Guidance(scale=4.0),
+        sampler="ddim",
+        num_inference_steps=50,
+        latent_codec=f"{tmp_path}/vae",
+        latent_scale=0.5,
+        source=str(tmp_path),
+    )
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "sampler"),
+    [
+        ("DDPMScheduler", "ddpm"),
+        ("DPMSolverMultistepScheduler", "dpmpp_2m"),
+        ("UniPCMultistepScheduler", "unipc"),
+        ("PNDMScheduler", "ddim"),
+    ],
+)
+def test_sampler_of_a_folder_by_diffusers_alone(diffusers, tmp_path, scheduler, sampler):
+    save_diffusers(latent_model(learn_sigma=False), tmp_path, RECIPE, scheduler=getattr(diffusers, scheduler)())
+    (tmp_path / "ditzoo.json").unlink()
+    _, recipe = load_diffusers(tmp_path)
+    assert (recipe.sampler, recipe.schedule, recipe.prediction) == (sampler, "linear", "epsilon")
+    assert (recipe.variance, recipe.latent_codec, recipe.latent_scale) == ("fixed_large", None, 1.0)
+
+
+def edit(path, **entries):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"beta_end": 0.03}, "have no name in ditzoo: _class_name='DDIMScheduler', beta_schedule='linear', "),
+        ({"beta_schedule": "laplace"}, "beta_schedule='laplace'"),
+        ({"trained_betas": [0.1] * 10}, r"trained_betas=\[0.1"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True.* squaredcos_cap_v2. from_diffusers"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "_class_name='FlowMatchEulerDiscreteScheduler'"),
+        ({"prediction_type": "flow_prediction"}, "prediction_type 'flow_prediction' has no counterpart; epsilon, v_"),
+    ],
+)
+def test_schedulers_that_no_recipe_has(tmp_path, entries, message):
+    save_diffusers(latent_model(), tmp_path, RECIPE)
+    (tmp_path / "ditzoo.json").unlink()
+    edit(tmp_path / "scheduler" / "scheduler_config.json", **entries)
+    with pytest.raises(ValueError, match=message):
+        load_diffusers(tmp_path)
+
+
+def test_saving_warns_by_how_much_and_what_to_do(tmp_path):
+    with pytest.warns(UserWarning, match="deviates from this model") as caught:
+        save_diffusers(latent_model(), tmp_path / "dit", RECIPE)
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert message.startswith(f"What diffusers loads from {tmp_path}/dit deviates from this model: diffusers computes")
+    assert "10 % at t = 417 and 18 % at t = 999" in message
+    assert message.endswith("in memory: ditzoo.interop.patch_diffusers(pipe.transformer) after loading.")
+    assert caught[0].filename == __file__
+
+
+# A repository of the Hub.
+
+
+@pytest.fixture
+def repository(monkeypatch, diffusers, tmp_path):
+    """A folder in the place of owner/name, on a Hub that has no others."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    load = diffusers.DiTTransformer2DModel.from_pretrained
+
+    def fetch(name, subfolder):
+        assert name == "owner/name"
+        return load(tmp_path, subfolder=subfolder)
+
+    def download(name, path):
+        assert name == "owner/name"
+        if not (tmp_path / path).is_file():
+            raise EntryNotFoundError(path)
+        return str(tmp_path / path)
+
+    monkeypatch.setattr(diffusers.DiTTransformer2DModel, "from_pretrained", fetch)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return tmp_path
+
+
+def test_repository_of_the_hub(repository, vae):
+    model = latent_model()
+    save_diffusers(model, repository, RECIPE, vae=vae)
+    again, recipe = load_diffusers("owner/name")
+    assert_same_weights(model, again)
+    assert recipe == RECIPE
+    (repository / "ditzoo.json").unlink()
+    _, recipe = load_diffusers("owner/name")
+    assert (recipe.source, recipe.latent_codec, recipe.latent_scale) == ("owner/name", "owner/name/vae", 0.18215)
+    edit(repository / "vae" / "config.json", _name_or_path="stabilityai/sd-vae-ft-ema")
+    assert load_diffusers("owner/name")[1].latent_codec == "stabilityai/sd-vae-ft-ema"
+
+
+# Refused.
+
+
+@pytest.mark.parametrize("place", ["nowhere", "/no/where", "a/b/c", "./a/b"])
+def test_no_folder_and_no_repository(place):
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {place}, and no repository of the Hub has such"):
+        load_diffusers(place)
+
+
+def test_folder_without_transformer(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} holds no folder `transformer`: give one that DiTPipeline"):
+        load_diffusers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("ditzoo.json", "{", "ditzoo.json of {} is no JSON"),
+        ("ditzoo.json", "{}", r"ditzoo.json of {} is not what save_diffusers\(\) writes; remove it to load the rest"),
+        ("scheduler/scheduler_config.json", "", "scheduler/scheduler_config.json of {} is no JSON"),
+    ],
+)
+def test_damaged_json_is_named(tmp_path, name, content, message):
+    save_diffusers(latent_model(), tmp_path, RECIPE)
+    if name != "ditzoo.json":
+        (tmp_path / "ditzoo.json").unlink()
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message.format(tmp_path)):
+        load_diffusers(tmp_path)
+
+
+def test_folder_with_files_is_left_alone(tmp_path):
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(FileExistsError, match=f"{tmp_path} has files in it; name a new folder, or empty it first"):
+        save_diffusers(latent_model(), tmp_path, RECIPE)
+    with pytest.raises(FileExistsError, match=f"{tmp_path}/mine is a file; name a new folder"):
+        save_diffusers(latent_model(), tmp_path / "mine", RECIPE)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_failure_leaves_nothing_behind(tmp_path):
+    class Broken:
+        def save_pretrained(self, folder):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_diffusers(latent_model(), tmp_path / "dit", RECIPE, scheduler=Broken())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"time_scale": 2.0}, "DiTPipeline has no place for time_scale=2.0 of the recipe; it works with 1.0"),
+        ({"time_offset": 1.0}, "DiTPipeline has no place for time_offset=1.0 of the recipe; it works with 0.0"),
+        ({"latent_shift": 0.1}, "DiTPipeline has no place for latent_shift=0.1 of the recipe; it works with 0.0"),
+        (
+            {"schedule": "flow_linear", "prediction": "velocity", "sampler": "euler", "variance": "fixed_large"},
+            "DiTPipeline counts whole timesteps, and the recipe's schedule 'flow_linear' has none; it takes linear, ",
+        ),
+    ],
+)
+def test_recipes_without_a_place(tmp_path, changes, message):
+    if changes.get("variance"):
+        changes = {**changes, "loss": "mse"}
+    with pytest.raises(ValueError, match=message):
+        save_diffusers(latent_model(), tmp_path, replace(RECIPE, **changes))
+
+
+def test_no_recipe(tmp_path):
+    with pytest.raises(TypeError, match=r"recipe must be a ditzoo.Recipe, got None"):
+        save_diffusers(latent_model(), tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scaling_factor": 0.5}, "the vae's scaling_factor is 0.5, but the model's latents have 0.18215"),
+        ({"latent_channels": 16}, "the vae's latent_channels is 16, but the model's latents have 4"),
+    ],
+)
+def test_autoencoder_of_other_latents(tmp_path, vae, changes, message):
+    vae.register_to_config(**changes)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        save_diffusers(latent_model(), tmp_path, RECIPE, vae=vae)
+
+
+def test_other_networks_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(TypeError, match="diffusers has a class for DiT alone; a SiT cannot be converted"):
+        save_diffusers(on_meta("sit_ti_2"), tmp_path / "sit", RECIPE)
+    with pytest.raises(ValueError, match="conditioning='adaln'; it needs 'adaln_zero'"):
+        save_diffusers(on_meta("dit_ti_2_adaln"), tmp_path / "dit", RECIPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_diffusers(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ImportError, match=r'save_diffusers needs diffusers: pip install "ditzoo\[diffusers\]"'):
+        save_diffusers(on_meta("dit_ti_2"), tmp_path / "dit", RECIPE)
+    with pytest.raises(ImportError, match=r'load_diffusers needs diffusers: pip install "ditzoo\[diffusers\]"'):
+        load_diffusers(tmp_path)

@@ -1,0 +1,162 @@
+"""Changing images and finding their noise."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ditzoo.data import load_digits_split
+from ditzoo.diffusion import make_process, sample_noise
+from ditzoo.pipeline import Pipeline
+from ditzoo.pipeline.editing import encode_images, noised, sampler_times, slerp
+from tests.pipeline.pipes import QUICK, QUICK_FLOW, tiny
+
+FAMILIES = ["dit_ti_2", "sit_ti_2", "uvit_ti_2", "mdt_ti_2", "diffit_ti_2"]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_digits_split("test").images[:3]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m", "edm_heun", "heun", "euler_maruyama"])
+def test_weak_changes_stay_near_the_image_and_full_ones_ignore_it(digits, name, sampler):
+    pipeline = tiny(name)
+    if sampler not in pipeline.recipe.samplers:
+        pytest.skip(f"{sampler} does not go with {pipeline.recipe.schedule}")
+    options = {"sampler": sampler, "num_inference_steps": 10, "seed": 4}
+    full = pipeline.image_to_image(digits, [1, 2, 3], strength=1.0, **options)
+    fresh = pipeline([1, 2, 3], **options)
+    torch.testing.assert_close(full.latents, fresh.latents, rtol=1e-4, atol=2e-5)
+    weak = pipeline.image_to_image(digits, [1, 2, 3], strength=0.1, **options)
+    assert (weak.latents - digits).square().mean() < 0.5 * (full.latents - digits).square().mean()
+    assert weak.evaluations < full.evaluations
+
+
+@torch.no_grad()
+def test_image_to_image_is_the_sampler_from_the_middle(digits):
+    pipeline = tiny()
+    times = sampler_times(QUICK)
+    assert times == [999, 666, 333, 0, -1]
+    edited = pipeline.image_to_image(digits, [1, 2, 3], strength=0.5, seed=4)
+    start = noised(make_process(QUICK), digits, sample_noise(4, range(3), (1, 8, 8)), 333)
+    expected = pipeline.denoise(
+        QUICK, torch.zeros(3), torch.tensor([1, 2, 3]), seed=4, indices=range(3), times=times[2:], start=start
+    )
+    assert torch.equal(edited.latents, expected.latents)
+    assert edited.evaluations == 2
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "unipc", "edm_heun", "heun"])
+def test_inpainting_keeps_what_is_not_painted(digits, name, sampler):
+    pipeline = tiny(name)
+    if sampler not in pipeline.recipe.samplers:
+        pytest.skip(f"{sampler} does not go with {pipeline.recipe.schedule}")
+    mask = torch.zeros(8, 8)
+    mask[:, 4:] = 1
+    painted = pipeline.inpaint(digits, mask, [1, 2, 3], sampler=sampler, num_inference_steps=6)
+    torch.testing.assert_close(painted.latents[..., :4], digits[..., :4], rtol=0, atol=1e-6)
+    assert (painted.latents[..., 4:] - digits[..., 4:]).abs().mean() > 0.05
+    other = pipeline.inpaint(digits, mask, [1, 2, 3], sampler=sampler, num_inference_steps=6, seed=9)
+    assert (other.latents[..., 4:] - painted.latents[..., 4:]).abs().mean() > 0.01
+
+
+def test_masks_and_images_in_every_form(digits):
+    pipeline = tiny()
+    picture = Image.fromarray(np.uint8((digits[0, 0].numpy() + 1) * 127.5))
+    assert (encode_images(pipeline, picture) - digits[:1]).abs().max() < 0.01
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, 4:] = 255
+    by_picture = pipeline.inpaint([picture], Image.fromarray(mask), [1])
+    by_array = pipeline.inpaint([picture], mask > 0, [1])
+    assert torch.equal(by_picture.latents, by_array.latents)
+    each = torch.stack([torch.ones(8, 8), torch.zeros(8, 8), torch.ones(8, 8)])
+    kept = pipeline.inpaint(digits, each, [1, 2, 3]).latents
+    torch.testing.assert_close(kept[1], digits[1], rtol=0, atol=1e-6)
+    assert (kept[0] - digits[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_inversion_finds_noise_that_gives_the_image_back(digits, name):
+    pipeline = tiny(name)
+    coarse = pipeline.invert(digits, [1, 2, 3], num_inference_steps=20)
+    fine = pipeline.invert(digits, [1, 2, 3], num_inference_steps=160)
+    assert fine.error.max() < 0.03
+    assert fine.error.mean() <= coarse.error.mean() + 1e-6
+    again = pipeline([1, 2, 3], latents=fine.latents, **fine.options)
+    error = (again.latents - digits).square().flatten(1).mean(dim=1).sqrt()
+    torch.testing.assert_close(error, fine.error, rtol=1e-3, atol=1e-5)
+
+
+def test_inversion_by_ddim_and_without_labels(digits):
+    pipeline = tiny()
+    inversion = pipeline.invert(digits, sampler="ddim", num_inference_steps=200)
+    assert inversion.error.max() < 0.1
+    assert inversion.options == {"sampler": "ddim", "num_inference_steps": 200, "guidance_scale": 1.0}
+    with pytest.raises(ValueError, match=r"'dpmpp_2m' cannot be run backwards; choose one of ddim, edm_heun"):
+        pipeline.invert(digits, sampler="dpmpp_2m")
+    with pytest.raises(ValueError, match=r"no null label to invert with; give class_labels"):
+        tiny(class_dropout_prob=0.0).invert(digits)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_interpolation_meets_both_ends(name):
+    pipeline = tiny(name)
+    between = pipeline.interpolate((1, "seven"), num_images=5, seeds=(3, 8))
+    ends = [pipeline([1], seed=3), pipeline([7], seed=8)]
+    for place, end in zip((0, -1), ends, strict=True):
+        torch.testing.assert_close(between.latents[place], end.latents[0], rtol=1e-4, atol=2e-5)
+    steps = (between.latents[1:] - between.latents[:-1]).flatten(1).norm(dim=1)
+    whole = (between.latents[-1] - between.latents[0]).norm()
+    assert (steps < whole).all()
+    fixed = pipeline.interpolate((1, 1), num_images=3, seeds=(3, 3))
+    torch.testing.assert_close(fixed.latents[0], fixed.latents[2])
+
+
+def test_great_circles_keep_the_norm():
+    first, last = sample_noise(0, [0], (4, 32, 32)), sample_noise(1, [0], (4, 32, 32))
+    norms = [float(slerp(first, last, weight).norm()) for weight in (0, 0.25, 0.5, 1)]
+    assert norms == pytest.approx([float(first.norm())] * 4, rel=0.05)
+    assert torch.equal(slerp(first, first, 0.3), first)
+
+
+def test_a_sampler_that_solves_in_one_go_cannot_inpaint(digits):
+    pytest.importorskip("torchdiffeq", reason="dopri5 needs it")
+    with pytest.raises(ValueError, match=r"dopri5 solves in one go and cannot inpaint"):
+        tiny("sit_ti_2").inpaint(digits, torch.ones(8, 8), [1, 2, 3], sampler="dopri5")
+
+
+def test_bad_input_is_named(digits):
+    pipeline = tiny()
+    for strength in (0, -0.1, 1.5):
+        with pytest.raises(ValueError, match=f"strength must be above 0 and at most 1, got {strength}"):
+            pipeline.image_to_image(digits, [1], strength=strength)
+    with pytest.raises(ValueError, match=r"images must lie in \[-1, 1\], got values up to 255"):
+        pipeline.image_to_image(255 * digits.abs(), [1])
+    with pytest.raises(TypeError, match=r"images must be a tensor .* or PIL images, got str"):
+        pipeline.image_to_image("cat.png", [1])
+    with pytest.raises(ValueError, match=r"give \(N, C, H, W\)"):
+        pipeline.image_to_image(digits[0], [1])
+    with pytest.raises(ValueError, match=r"the mask paints nothing"):
+        pipeline.inpaint(digits, torch.zeros(8, 8), [1, 2, 3])
+    with pytest.raises(ValueError, match=r"the mask has shape \(1, 4, 4\); give \(8, 8\)"):
+        pipeline.inpaint(digits, torch.ones(4, 4), [1, 2, 3])
+    with pytest.raises(ValueError, match=r"num_images must be 2 or more"):
+        pipeline.interpolate((1, 2), num_images=1)
+    with pytest.raises(ValueError, match=r"give two class_labels and two seeds"):
+        pipeline.interpolate((1, 2, 3))
+    with pytest.raises(TypeError, match=r"unknown option 'steps'; editing takes sampler, num_inference_steps"):
+        pipeline.image_to_image(digits, [1], steps=3)
+
+
+def test_edm_and_flows_start_where_their_noise_does(digits):
+    for recipe in (QUICK_FLOW, dataclasses.replace(QUICK, schedule="edm", prediction="edm", sampler="edm_heun")):
+        pipeline = Pipeline(tiny("sit_ti_2").model, recipe)
+        process, times = make_process(recipe), sampler_times(recipe)
+        assert (times[0], times[-1]) == (process.start, process.data)
+        edited = pipeline.image_to_image(digits, [1, 2, 3], strength=0.5)
+        assert torch.isfinite(edited.latents).all()
