@@ -504,7 +504,7 @@ def test_the_networks_time_by_value():
 @FEW
 @given(steps=st.integers(1, 60))
 @pytest.mark.parametrize("spacing", [None, "time", "log_snr", "karras"])
-@pytest.mark.parametrize(("schedule", "prediction"), KINDS)
+@pytest.mark.parametrize(("schedule", "prediction"), [*SCHEDULES, ("flow_linear", "score")])
 def test_grids_lead_from_noise_to_data(schedule, prediction, spacing, steps):
     this = process_of(schedule, prediction)
     times = this.times(steps, spacing)

@@ -172,9 +172,16 @@ def test_the_map_of_one_step_by_its_formula():
 # All samplers, on every process that they go with.
 
 RUNS = [(*kind, sampler) for kind in KINDS for sampler in recipe_of(*kind).samplers]
-#: one kind of every schedule, where a prediction makes no difference
-FEWER = [run for run in RUNS if run[:2] == next(kind for kind in KINDS if kind[0] == run[0])]
-EVERY = pytest.mark.parametrize(("schedule", "prediction", "sampler"), FEWER)
+#: one kind of every schedule, where a prediction makes no difference; half of them are slow
+QUICK = {"cosine", "continuous_vp", "flow_linear", "edm"}
+FIRST = {kind[0]: kind for kind in reversed(KINDS)}.values()
+
+
+def marked(runs):
+    return [pytest.param(*run, marks=() if run[0] in QUICK else pytest.mark.slow) for run in runs if run[:2] in FIRST]
+
+
+EVERY = pytest.mark.parametrize(("schedule", "prediction", "sampler"), marked(RUNS))
 
 
 def zeros_of(step):
@@ -191,7 +198,7 @@ def run(sampler, network, this, x, y=None, **options):
 
 
 @pytest.mark.parametrize("steps", [4, 7])
-@pytest.mark.parametrize(("schedule", "prediction", "sampler"), [*FEWER, ("flow_linear", "epsilon", "edm_heun")])
+@pytest.mark.parametrize(("schedule", "prediction", "sampler"), [*marked(RUNS), ("flow_linear", "epsilon", "edm_heun")])
 def test_evaluations_are_as_many_as_the_table_says(schedule, prediction, sampler, steps):
     this, finished = process_of(schedule, prediction), []
     network = Recorder(denoiser(this))
@@ -249,7 +256,7 @@ def test_channels_behind_the_prediction_are_dropped(schedule, prediction, sample
 
 
 #: those that solve in the noise level; in a process's own time the way is curved
-STRAIGHT = [run for run in FEWER if run[2] in DISCRETE_SAMPLERS]
+STRAIGHT = marked(run for run in RUNS if run[2] in DISCRETE_SAMPLERS)
 
 
 @pytest.mark.parametrize(("schedule", "prediction", "sampler"), STRAIGHT)
@@ -402,7 +409,7 @@ def test_noise_that_is_not_given_is_asked_for(schedule, prediction, sampler, opt
 
 
 #: dopri5 solves all steps before it tells of the first
-STEPWISE = [run for run in FEWER if run[2] != "dopri5"]
+STEPWISE = marked(run for run in RUNS if run[2] != "dopri5")
 
 
 @pytest.mark.parametrize(("schedule", "prediction", "sampler"), STEPWISE)
