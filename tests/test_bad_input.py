@@ -127,7 +127,7 @@ def test_what_training_scripts_wrap_around_a_state_dict_is_taken_off(wrap) -> No
 
 def test_a_learned_variance_is_not_trained_by_accident() -> None:
     model = ditzoo.create("dit_ti_2", learn_sigma=True)
-    with pytest.raises(ValueError, match=r"returned \(4, 2, 8, 8\) for x0 of \(4, 1, 8, 8\).*learn_sigma=False"):
+    with pytest.raises(ValueError, match=r"returned \(4, 2, 8, 8\) where \(4, 1, 8, 8\) is needed.*learn_sigma=False"):
         train(model, torch.zeros(4, 1, 8, 8), torch.arange(4), RECIPE, TrainOptions(num_images=4))
 
 

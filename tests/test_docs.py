@@ -379,7 +379,7 @@ def test_size_tables_hold_the_options_in_which_a_family_differs():
     assert sorted(re.findall(r"`(\w+)`", " ".join(sizes))) == sorted(ditzoo.list_models(family="mdt"))
     assert sizes["`mdtv2_s_2`"] == ["38.45", "6.74", "12", "384", "6", "2", "4x32x32", "256", "6"]
     assert sizes["`mdt_xl_2`<br>`.in256`"][:2] == ["699.78", "118.62"]
-    assert "`mdt_ti_2` (ours)" in sizes
+    assert "`mdt_ti_2` (ours)<br>`.digits`" in sizes
     assert "| tokens | `conv` |" in hooks().size_table("uvit")
     assert "| tokens | `conditioning` |" in hooks().size_table("dit")
     assert "| tokens |\n" in hooks().size_table("sit")
@@ -395,7 +395,7 @@ def test_recipe_tables_have_a_row_for_each_recipe():
     guidance = "c + 0.7 (c \N{MINUS SIGN} u), all channels"
     assert f"| {guidance} | `dpm_3s`, 50 steps | `autoencoder_kl`, times 0.18215 |" in table
     assert "| `uvit_l_4.in64`, `uvit_m_4.in64` | epsilon | `continuous_vp` | none | `dpm_3s`, 50 steps | none" in table
-    assert table.count("\n") == 7  # of nine weights, two of them twice
+    assert table.count("\n") == 8  # of ten weights, two of them twice
     assert hooks().recipe_table("mdt").count("s up to 3.8, power 4, first 3 channels") == 2
     assert "| 0.3 to 0.5 |" in hooks().recipe_table("mdt")
     assert "| `diffit_xl_2.in256`, other `diffit_*` |" in hooks().recipe_table("diffit")

@@ -418,7 +418,7 @@ class TestRegisterModel:
         ("model_cls", "config", "fault"),
         [
             (FixedDiT, {}, "has input_size, patch_size, in_channels, hidden_size, num_heads, mlp_ratio, num_classes, "),
-            (Narrow, {}, "lacks input_size, patch_size, in_channels, hidden_size, num_heads, mlp_ratio, num_classes, "),
+            (Narrow, {}, "lacks input_size, in_channels, mlp_ratio, num_classes, "),
             (CatchAll, {}, "cannot hold what **options takes: name every option in the constructor. "),
             (Forgetful, {"extra": 1}, "lacks extra. "),
             (Growing, {}, "builds another network: hidden_size is 64 in the first and 128 in the second. "),

@@ -17,7 +17,8 @@ from torch import Tensor
 
 import ditzoo
 from ditzoo.layers import positions
-from ditzoo.models import DiffusionTransformer, diffit, dit
+from ditzoo.models import DiffusionTransformer, dit
+from ditzoo.models.diffit import latent
 
 #: The tiny models, one or more of every family.
 TINY = ditzoo.list_models("*_ti*")
@@ -86,7 +87,7 @@ def resize_to_nearest(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
 
     monkeypatch.setattr(positions, "F", SimpleNamespace(interpolate=interpolate))
     if "frozen" in kinds:
-        for module in (dit, diffit):
+        for module in (dit, latent):
             monkeypatch.setattr(module, "frozen_positions", frozen_positions)
 
 

@@ -43,7 +43,7 @@ _WEIGHTS = {"ema": "the moving average of the weights", "raw": "the last weights
 #: of a recipe, told in sentences; what a recipe has besides is listed where it differs from its default
 _TOLD = {
     *("prediction", "schedule", "num_train_timesteps", "guidance", "sampler", "num_inference_steps", "weights"),
-    *("latent_codec", "latent_scale", "mask_ratio", "mask_ratio_spread"),
+    *("latent_codec", "latent_scale", "mask_ratio", "mask_ratio_spread", "licence", "source"),
 }
 
 
@@ -62,7 +62,8 @@ def describe(name: str, *, ascii: bool = False) -> str:
         model = registry.create(name)
     macs = count_macs(model)
     family = _family(info)
-    of_family = " (of the family's published models)" * bool(family and not info.source and not info.tags)
+    published = [tag for tag in info.tags if not registry.model_info(f"{name.partition('.')[0]}.{tag}").packaged]
+    of_family = " (of the family's published models)" * bool(family and not info.source and not published)
     sections = [
         _section(info.name, _identity(info, family)),
         _section("Sizes", _sizes(info, model)),

@@ -19,6 +19,7 @@ from ditzoo.bench.report import (
     write_report,
 )
 from ditzoo.bench.runner import REAL, RESULTS, UNTRAINED
+from ditzoo.diffusion import count_evaluations
 from ditzoo.recipe import Recipe
 from ditzoo.train import TrainOptions
 
@@ -215,8 +216,9 @@ def test_every_model_trains_by_the_objective_of_its_family(name: str) -> None:
     published = registry.model_info(name).recipe
     assert published is not None
     assert recipe.is_flow == published.is_flow == (name == "sit_ti_2")
-    assert recipe.num_inference_steps == QUICK.recipe.num_inference_steps  # one evaluation a step in both
-    assert recipe.sampler == ("euler" if recipe.is_flow else "ddim")
+    assert (recipe.schedule == "edm") == (published.schedule == "edm") == (name == "diffit_unet_ti")
+    assert count_evaluations(recipe) == count_evaluations(QUICK.recipe) == 25
+    assert recipe.sampler == {"sit_ti_2": "euler", "diffit_unet_ti": "edm_heun"}.get(name, "ddim")
     rows, _ = read_rows(Path(__file__).parents[2] / "benchmarks" / "results" / "quick.jsonl")
     assert Recipe.from_dict(next(row.recipe for row in rows if row.name == name)) == recipe
 

@@ -74,18 +74,19 @@ def test_nothing_is_drawn_on_the_meta_device():
 
 @pytest.mark.parametrize("name", TINY)
 def test_on_the_meta_device_a_model_draws_for_its_convolutions_only(name):
-    """PyTorch draws for these: one or two a model."""
+    """PyTorch draws for these; a transformer has one or two."""
     with Draws() as draws:
         model = on_meta(name)
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     assert len(linear_layers(model)) > 10
-    assert draws.shapes == [tuple(value.shape) for layer in convolutions for value in layer.parameters()]
+    drawn = [tuple(value.shape) for layer in convolutions for value in layer.parameters()]
+    assert sorted(draws.shapes, key=str) == sorted(drawn, key=str)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_linear_layer_of_a_model_is_torchs(name):
     layers = linear_layers(lively(name))
-    assert "final_layer.linear" in layers or "decoder_pred" in layers
+    assert {"final_layer.linear", "decoder_pred", "t_embedder.mlp.2"} & set(layers)
     assert {type(layer) for layer in layers.values()} == {nn.Linear}
 
 

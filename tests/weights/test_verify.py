@@ -166,7 +166,7 @@ def test_every_official_count_is_known():
         if not entry["options"]:
             assert official_count(entry["name"])[:2] == (entry["total"], entry["state_dict_keys"])
     for name in ditzoo.list_models(pretrained=True):
-        assert official_count(name) is not None, name
+        assert (official_count(name) is None) == ditzoo.model_info(name).packaged, name
     assert official_count("dit_xl_2_adaln") is None
 
 
