@@ -8,7 +8,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 .PHONY: bench test test-slow lint docs dist clean help
 
 help:
-	@echo "make bench      train, sample and compare the tiny models of every family (about 5 minutes on 2 cores)"
+	@echo "make bench      train, sample and compare the tiny models of every family (about 6 minutes on 2 cores)"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the tests that take longer"
 	@echo "make lint       ruff and mypy"

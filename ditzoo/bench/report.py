@@ -157,16 +157,18 @@ def comparison_figure(run: QuickRun) -> Figure:
         for depth, place in enumerate(group):  # the smaller on top, so that every point of a group is seen
             axes.scatter(*points[place], s=70 / (1 + 1.5 * depth), color=f"C{place}", zorder=3 + depth)
         x, y = points[group[0]]
-        # Of close neighbours the lower one has its label below, so that no label lies on another's point.
-        below = any(
-            points[other[0]][1] > y and abs(points[other[0]][0] - x) < 0.2 * width for other in groups if other != group
+        # Of close neighbours the lower one has its label below, so that no label lies on another's point, and of two
+        # such labels the left one ends at its point.
+        below = _is_below(points, groups, group, width)
+        beside = any(
+            0 < points[other[0]][0] - x < 0.2 * width and _is_below(points, groups, other, width) for other in groups
         )
         axes.annotate(
             ", ".join(rows[place].name for place in group),
             (x, y),
             textcoords="offset points",
-            xytext=(0, -9 if below else 9),
-            ha="center",
+            xytext=(-14 if below and beside else 0, -9 if below else 9),
+            ha="right" if below and beside else "center",
             va="top" if below else "bottom",
             fontsize=10,
         )
@@ -193,6 +195,15 @@ def comparison_figure(run: QuickRun) -> Figure:
     )
     axes.grid(visible=True, which="major", alpha=0.25)
     return figure
+
+
+def _is_below(
+    points: Sequence[tuple[float, float]], groups: Sequence[list[int]], group: list[int], width: float
+) -> bool:
+    """Whether a close neighbour of a group of points lies higher."""
+    x, y = points[group[0]]
+    others = [points[other[0]] for other in groups if other != group]
+    return any(other_y > y and abs(other_x - x) < 0.2 * width for other_x, other_y in others)
 
 
 def _coincident(points: Sequence[tuple[float, float]], width: float) -> list[list[int]]:

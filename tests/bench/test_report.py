@@ -15,7 +15,8 @@ MODELS = ["diffit_ti_2", "dit_ti_2", "mdt_ti_2", "mdtv2_ti_2", "uvit_ti_2"]
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> QuickRun:
-    """The recorded rows, whose models train by two recipes: SiT's by flow matching, the others' by diffusion."""
+    """The recorded rows, whose models train by three recipes: SiT's by flow matching, the image-space DiffiT's by EDM, the
+    others' by diffusion."""
     rows, _ = read_rows(ROOT / "benchmarks" / "results" / "quick.jsonl")
     return QuickRun(QUICK, QUICK.default_models(), "cpu", tmp_path, {}, {row.name: row for row in rows})
 
@@ -38,6 +39,7 @@ def test_the_recipe_of_each_model_is_told_with_its_guidance(recorded: QuickRun) 
     assert told == [
         f"{', '.join(MODELS)}: schedule cosine, prediction v_prediction, 25 steps of ddim, guidance u + 1.5 (c - u) on "
         "all channels.",
+        "diffit_unet_ti: schedule edm, prediction edm, 13 steps of edm_heun, guidance u + 1.5 (c - u) on all channels.",
         "sit_ti_2: schedule flow_linear, prediction velocity, 25 steps of euler, guidance u + 1.5 (c - u) on all "
         "channels.",
     ]
@@ -47,7 +49,8 @@ def test_the_recipe_of_each_model_is_told_with_its_guidance(recorded: QuickRun) 
 
 
 def test_one_recipe_is_that_of_every_model(recorded: QuickRun) -> None:
-    alike = replace(recorded, rows={name: row for name, row in recorded.rows.items() if name != "sit_ti_2"})
+    others = ("sit_ti_2", "diffit_unet_ti")
+    alike = replace(recorded, rows={name: row for name, row in recorded.rows.items() if name not in others})
     assert guidance_notes(alike) == [
         "Every model: schedule cosine, prediction v_prediction, 25 steps of ddim, guidance u + 1.5 (c - u) on all "
         "channels."
@@ -65,6 +68,7 @@ def test_models_are_grouped_by_guidance(recorded: QuickRun) -> None:
     told = {note.partition(":")[0]: note.partition("guidance ")[2] for note in guidance_notes(run)}
     assert told == {
         "diffit_ti_2": "u + 1.5 (c - u) on all channels.",
+        "diffit_unet_ti": "u + 1.5 (c - u) on all channels.",
         "dit_ti_2": "none.",
         "mdt_ti_2, mdtv2_ti_2": "u + s (c - u) on all channels, s = 1 + 2.8 (1 - cos(pi (1 - t / 1000)^4)) / 2, from 1 "
         "in noise to 3.8 at t = 0.",  # digits have one channel, of the three
