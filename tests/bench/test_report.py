@@ -15,8 +15,8 @@ MODELS = ["diffit_ti_2", "dit_ti_2", "mdt_ti_2", "mdtv2_ti_2", "uvit_ti_2"]
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> QuickRun:
-    """The recorded rows, whose models train by three recipes: SiT's by flow matching, the image-space DiffiT's by EDM, the
-    others' by diffusion."""
+    """The recorded rows, whose models train by three recipes: SiT's by flow matching, the image-space DiffiT's by
+    EDM, the others' by diffusion."""
     rows, _ = read_rows(ROOT / "benchmarks" / "results" / "quick.jsonl")
     return QuickRun(QUICK, QUICK.default_models(), "cpu", tmp_path, {}, {row.name: row for row in rows})
 
