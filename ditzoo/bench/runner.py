@@ -270,7 +270,8 @@ class _Judge:
     @staticmethod
     def _normalized(pixels: Tensor) -> Tensor:
         """uint8 as float32 in [-1, 1]."""
-        return pixels.float() / 127.5 - 1
+        # A copy in plain order: sums over images of other strides round differently, with a worker or without.
+        return pixels.clone(memory_format=torch.contiguous_format).float() / 127.5 - 1
 
     def _statistics(self, images: Tensor) -> FeatureStatistics:
         return FeatureStatistics.from_features(self.classifier.features(images), extractor=DIGITS_EXTRACTOR)

@@ -48,7 +48,8 @@ class Pipeline:
         name: of the weights, in messages.
 
     Raises:
-        ValueError: where recipe and model contradict each other, or the codec does not fit the model's channels.
+        ValueError: where recipe and model contradict each other, as a SiT and timesteps do, or the codec does not fit
+            the model's channels.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Pipeline:
         if label_names is not None and len(label_names) != model.num_classes:
             raise ValueError(f"there are names of {len(label_names)} classes, but the model has {model.num_classes}.")
         self.label_names = label_names
+        model.check_recipe(recipe)
         self._check_variance()
         if codec is None and recipe.latent_codec is None:
             codec = PixelCodec(model.in_channels)

@@ -155,7 +155,7 @@ def test_bad_input_is_named(digits):
 
 def test_edm_and_flows_start_where_their_noise_does(digits):
     for recipe in (QUICK_FLOW, dataclasses.replace(QUICK, schedule="edm", prediction="edm", sampler="edm_heun")):
-        pipeline = Pipeline(tiny("sit_ti_2").model, recipe)
+        pipeline = Pipeline(tiny().model, recipe)
         process, times = make_process(recipe), sampler_times(recipe)
         assert (times[0], times[-1]) == (process.start, process.data)
         edited = pipeline.image_to_image(digits, [1, 2, 3], strength=0.5)

@@ -258,6 +258,8 @@ def test_recipe_and_model_must_agree():
     samples = doubled([1], sampler="ddpm")
     fixed = Pipeline(doubled.model, QUICK)([1], sampler="ddpm")
     assert (samples.latents - fixed.latents).abs().max() > 1e-3
+    with pytest.raises(ValueError, match=r"SiT embeds times from 0 to 1, .* tells it times up to 999"):
+        Pipeline(lively("sit_ti_2"), QUICK)
     with pytest.raises(ValueError, match=r"there are names of 3 classes, but the model has 10"):
         Pipeline(lively("dit_ti_2"), QUICK, label_names=["a", "b", "c"])
     with pytest.raises(ValueError, match=r"give numbers from 0 on, or label_names="):
