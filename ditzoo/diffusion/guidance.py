@@ -63,7 +63,7 @@ def guide(
             conditional, other = model(x, t, y), weak_model(x, t, y)
         else:
             conditional, other = _both_halves(model, x, t, y, null_label)
-        channels = guidance.channels or x.shape[1]
+        channels = min(guidance.channels or x.shape[1], x.shape[1])  # a learned variance is never guided
         c, u = conditional[:, :channels], other[:, :channels]
         guided_channels = u + scale * (c - u) if guidance.convention == "dit" else c + scale * (c - u)
         return torch.cat([guided_channels, conditional[:, channels:]], dim=1)

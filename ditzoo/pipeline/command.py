@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ditzoo.media import load_codec, parse_labels
-from ditzoo.pipeline.jobs import process_of_launcher, sample_to_disk
+from ditzoo.pipeline.jobs import device_of_launcher, process_of_launcher, sample_to_disk
 from ditzoo.pipeline.pipeline import Frames, Pipeline
 from ditzoo.recipe import Recipe
 
@@ -45,6 +45,7 @@ def run_sample(
         raise ValueError("give --per-class or --num, not both.")
     if per_class is not None and classes is None:
         raise ValueError("--per-class needs --classes, such as --classes 0-9.")
+    device = device_of_launcher(device)
     pipeline = Pipeline.from_pretrained(name, checkpoint=checkpoint, device=device, dtype=getattr(torch, dtype))
     if codec is not None:
         recipe = pipeline.recipe

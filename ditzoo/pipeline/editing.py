@@ -84,7 +84,7 @@ def inpaint(
         known = noised(process, clean, noise, step.time).to(step.sample)
         return torch.where(paint.to(step.sample.device), step.sample, known)
 
-    return _samples(pipeline, settings, clean, labels, seed, noise, callback=keep)
+    return _samples(pipeline, settings, clean, labels, seed, noise, callback=keep, paint=paint)
 
 
 def invert(
@@ -115,7 +115,10 @@ def invert(
     """
     recipe = pipeline.recipe
     sampler = sampler or ("heun" if recipe.is_flow else "edm_heun")
-    reversible = [name for name in _REVERSIBLE if name in recipe.samplers]
+    # A flow's data end has no noise at all, in whose level EDM's sampler steps.
+    reversible = [
+        name for name in _REVERSIBLE if name in recipe.samplers and not (recipe.is_flow and name == "edm_heun")
+    ]
     if sampler not in reversible:
         raise ValueError(f"sampler {sampler!r} cannot be run backwards; choose one of {', '.join(reversible)}.")
     scale = recipe.guidance.off if guidance_scale is None else guidance_scale
@@ -267,8 +270,10 @@ def _samples(
     times: Sequence[float] | None = None,
     start: Tensor | None = None,
     callback: Any = None,
+    paint: Tensor | None = None,
     mixture: tuple[list[Tensor], Tensor] | None = None,
 ) -> Samples:
+    _ = pipeline.codec  # what cannot be decoded is not worth sampling
     indices = list(range(len(like)))
     run = pipeline.denoise(
         settings,
@@ -281,9 +286,10 @@ def _samples(
         callback=callback,
         mixture=mixture,
     )
+    latents = run.latents if paint is None else torch.where(paint, run.latents, like)
     return Samples(
-        latents=run.latents,
-        pixels=pipeline.decode(run.latents, settings),
+        latents=latents,
+        pixels=pipeline.decode(latents, settings),
         labels=labels,
         seed=seed,
         indices=indices,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditzoo.diffusion import SamplingStep
-from ditzoo.media import SampleStore
+from ditzoo.media import LatentCodec, SampleStore
 from ditzoo.pipeline.progress import Report, progress_bar
 from ditzoo.weights import sampled_hash
 
@@ -32,6 +32,11 @@ def process_of_launcher(environment: Mapping[str, str] = os.environ) -> tuple[in
     if not 0 <= index < count:
         raise ValueError(f"RANK={index} and WORLD_SIZE={count} in the environment contradict each other.")
     return index, count
+
+
+def device_of_launcher(device: str, environment: Mapping[str, str] = os.environ) -> str:
+    """`"cuda"` as the GPU that a launcher means for this process, by its number on the machine; others as they are."""
+    return f"cuda:{environment['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in environment else device
 
 
 def sample_to_disk(
@@ -72,7 +77,11 @@ def sample_to_disk(
     """
     path = Path(path)
     index, count = process_of_launcher() if process is None else process
+    if unknown := set(options) & {"output", "frames", "latents", "callback", "first_index", "num_images"}:
+        raise TypeError(f"a job of many samples has no option {sorted(unknown)[0]!r}.")
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        if index > 0:  # process 0 has finished what was left
+            return
         raise FileExistsError(f"{path} is there already; give another path, or remove it.")
     parts = path.with_name(path.name + ".parts")
     store = SampleStore(parts, num_images, shard_size, _fingerprint(pipeline, class_labels, seed, options))
@@ -116,7 +125,17 @@ def _fingerprint(
         "weights": sampled_hash(pipeline.model.state_dict()),
         "dtype": str(pipeline.model.dtype),
         "recipe": pipeline.settings(options).to_dict(),
+        "weak_weights": None if pipeline.weak_model is None else sampled_hash(pipeline.weak_model.state_dict()),
+        "codec": _codec_fingerprint(pipeline),
         "labels": "random" if class_labels is None or labels is None else labels.tolist(),
         "seed": seed,
         "size": list(options["size"]) if options.get("size") else None,
     }
+
+
+def _codec_fingerprint(pipeline: Pipeline) -> dict[str, Any]:
+    codec = pipeline.codec
+    if not isinstance(codec, LatentCodec):
+        return {"name": codec.name}
+    weights = sampled_hash(codec.autoencoder.state_dict())
+    return {"scale": codec.scale, "shift": codec.shift, "tiling": codec.tiling, "weights": weights}

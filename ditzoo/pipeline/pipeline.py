@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -156,10 +157,12 @@ class Pipeline:
         return DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler, id2label=names)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
-        """Move the models; returns the pipeline."""
+        """Move the models, and the codec to the device but not to the precision; returns the pipeline."""
         for model in (self.model, self.weak_model):
             if model is not None:
                 model.to(device=device, dtype=dtype)
+        if device is not None and isinstance(self._codec, LatentCodec):
+            self._codec.autoencoder.to(device)
         return self
 
     @property
@@ -261,6 +264,11 @@ class Pipeline:
         if num_images is None and latents is not None and class_labels is None:
             num_images = len(latents)
         labels, count = self.labels(class_labels, num_images, seed, first_index)
+        for what, value, valid in (("output", output, get_args(Output)), ("frames", frames, (None, *get_args(Frames)))):
+            if value not in valid:
+                raise ValueError(f"unknown {what} {value!r}; choose one of {', '.join(map(str, valid))}.")
+        if output == "images" or frames is not None:
+            _ = self.codec  # what cannot be decoded is not worth sampling
         if latents is not None:
             self._check_latents(latents, count)
         if batch_size < 1:
@@ -309,8 +317,10 @@ class Pipeline:
         try:
             run = self.denoise(settings, noise, y, seed=seed, indices=indices, callback=remember)
         except NonFiniteSampleError as error:
-            error.finished = joined(finished) if finished else None
-            raise
+            numbers = [indices[row] for row in error.rows]
+            found = NonFiniteSampleError(error.step, error.num_steps, numbers, numbered=True)
+            found.finished = joined(finished) if finished else None
+            raise found from error
         return Samples(
             latents=run.latents,
             pixels=self.decode(run.latents, settings) if output == "images" else None,
@@ -383,6 +393,10 @@ class Pipeline:
         """(N, H, W, C) uint8 images of latents (N, C, H, W)."""
         rule = (settings or self.recipe).pixel_rule
         batches = [self.codec.decode(part).float().cpu() for part in latents.split(batch_size)]
+        if not all(torch.isfinite(batch).all() for batch in batches):
+            raise FloatingPointError(
+                f"{self.codec.name} decoded values that are not finite; load the autoencoder in float32."
+            )
         return channels_last(to_uint8(torch.cat(batches), rule))
 
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
@@ -424,8 +438,9 @@ class Pipeline:
     def _label(self, label: int | str) -> int:
         if isinstance(label, str):
             return self.get_label_ids([label])[0]
-        if isinstance(label, bool) or not isinstance(label, int):
+        if isinstance(label, bool) or not hasattr(label, "__index__"):
             raise TypeError(f"a class label is a number or a name, got {label!r}.")
+        label = operator.index(label)
         most, null = self.model.num_label_rows - 1, self.model.null_label
         if not 0 <= label <= most:
             extra = f" ({null} is the null label)" if null is not None else "; it has no null label"

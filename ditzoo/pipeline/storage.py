@@ -57,7 +57,11 @@ def load_pipeline(
         pipeline = _from_folder(cls, Path(name_or_path), codec)
     else:
         pipeline = _from_registry(cls, str(name_or_path), checkpoint, codec)
-    return pipeline.to(device, dtype)
+    try:
+        return pipeline.to(device, dtype)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); cpu always can.") from error
 
 
 def _from_folder(cls: type[Pipeline], folder: Path, codec: Codec | None) -> Pipeline:
@@ -108,6 +112,13 @@ def _from_registry(cls: type[Pipeline], name: str, checkpoint: str | Path | None
         model = registry.create(name, pretrained=True)
     else:
         model = registry.create(name)
-        model.load_state_dict(load_state_dict(checkpoint, weights=info.recipe.weights))
+        state = load_state_dict(checkpoint, weights=info.recipe.weights)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{checkpoint} does not fit {name}; `ditzoo verify {name} --checkpoint {checkpoint}` tells what "
+                "differs."
+            ) from error
     names = LabelNames.digits() if info.data == DIGITS_DATA else None
     return cls(model, info.recipe, codec, label_names=names, name=name)

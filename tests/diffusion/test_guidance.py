@@ -316,3 +316,12 @@ def test_guidance_without_labels_says_so():
     x, t, _ = batch()
     with pytest.raises(ValueError, match="needs class labels y, got None"):
         guide(Network(), Guidance(scale=4.0), NULL)(x, t, None)
+
+
+def test_a_learned_variance_is_not_guided_where_more_channels_are_named_than_there_are():
+    def model(x, t, y):
+        return torch.cat([x * y.view(-1, 1, 1, 1)] * 2, dim=1)
+
+    guided = guide(model, Guidance(scale=2.0, channels=3), 1)
+    output = guided(torch.ones(1, 1, 1, 1), torch.tensor([5]), torch.tensor([3]))
+    assert output.flatten().tolist() == [1 + 2 * (3 - 1), 3]

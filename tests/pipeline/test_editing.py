@@ -51,7 +51,7 @@ def test_image_to_image_is_the_sampler_from_the_middle(digits):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "unipc", "edm_heun", "heun"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "dpmpp_3s", "unipc", "edm_heun", "heun"])
 def test_inpainting_keeps_what_is_not_painted(digits, name, sampler):
     pipeline = tiny(name)
     if sampler not in pipeline.recipe.samplers:
@@ -101,6 +101,8 @@ def test_inversion_by_ddim_and_without_labels(digits):
         pipeline.invert(digits, sampler="dpmpp_2m")
     with pytest.raises(ValueError, match=r"no null label to invert with; give class_labels"):
         tiny(class_dropout_prob=0.0).invert(digits)
+    with pytest.raises(ValueError, match=r"'edm_heun' cannot be run backwards; choose one of ddim, euler, heun"):
+        tiny("sit_ti_2").invert(digits, sampler="edm_heun")
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ditzoo.cli import cli, main
 from ditzoo.pipeline import sample_to_disk
-from ditzoo.pipeline.jobs import process_of_launcher
+from ditzoo.pipeline.jobs import device_of_launcher, process_of_launcher
 from tests.pipeline.pipes import tiny
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -99,6 +99,18 @@ def test_a_stopped_job_makes_only_what_is_missing(tmp_path, monkeypatch):
         assert np.array_equal(first, second)
 
 
+def test_a_job_knows_its_codec_and_refuses_what_it_does_not_take(tmp_path, monkeypatch):
+    path = tmp_path / "all.npz"
+    monkeypatch.setattr("ditzoo.media.SampleStore.finalize", lambda self, path, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sample_to_disk(tiny(), path, 2)
+    monkeypatch.setattr("ditzoo.pipeline.jobs._codec_fingerprint", lambda pipeline: {"name": "other"})
+    with pytest.raises(ValueError, match=r"holds samples of another job: .*codec"):
+        sample_to_disk(tiny(), path, 2)
+    with pytest.raises(TypeError, match=r"a job of many samples has no option 'output'"):
+        sample_to_disk(tiny(), path, 2, output="latents")
+
+
 def test_what_is_there_is_not_written_over(tmp_path):
     path = tmp_path / "all.npz"
     path.write_bytes(b"precious")
@@ -115,6 +127,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 def test_launchers_tell_the_process():
     assert process_of_launcher({}) == (0, 1)
+    assert device_of_launcher("cuda", {"LOCAL_RANK": "3"}) == "cuda:3"
+    assert device_of_launcher("cuda", {}) == "cuda"
+    assert device_of_launcher("cpu", {"LOCAL_RANK": "3"}) == "cpu"
     assert process_of_launcher({"RANK": "1", "WORLD_SIZE": "4"}) == (1, 4)
     with pytest.raises(ValueError, match=r"RANK=4 and WORLD_SIZE=4 .* contradict"):
         process_of_launcher({"RANK": "4", "WORLD_SIZE": "4"})

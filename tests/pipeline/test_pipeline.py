@@ -66,6 +66,7 @@ def test_labels_in_every_form():
     assert pipeline.labels(3, None)[0].tolist() == [3]
     assert pipeline.labels("three", None)[0].tolist() == [3]
     assert pipeline.labels(["three", 1, "9"], 5)[0].tolist() == [3, 1, 9, 3, 1]
+    assert pipeline.labels(np.array([2, 9]), None)[0].tolist() == [2, 9]
     assert pipeline.labels(torch.tensor([2, 10]), None)[0].tolist() == [2, 10]  # 10 is the null label
     assert pipeline.labels([4, 5], 3, first_index=1)[0].tolist() == [5, 4, 5]
     assert pipeline.get_label_ids(["seven", "0"]) == [7, 0]
@@ -213,7 +214,7 @@ def test_values_that_are_no_numbers_stop_the_run_and_keep_what_is_finished():
 
     handle = model.register_forward_hook(spoil)
     try:
-        with pytest.raises(NonFiniteSampleError, match=r"at step 1 of 4, in samples 1 of the batch") as caught:
+        with pytest.raises(NonFiniteSampleError, match=r"at step 1 of 4, in samples 3\.") as caught:
             pipeline([1, 2, 3, 4], batch_size=2)
     finally:
         handle.remove()
@@ -233,6 +234,8 @@ def test_values_that_are_no_numbers_stop_the_run_and_keep_what_is_finished():
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
         ({"num_inference_steps": 0}, "num_inference_steps must be 1 or more, got 0"),
         ({"num_inference_steps": 1001}, r"from 1 to num_train_timesteps \(1000\).*got 1001"),
+        ({"output": "latent"}, "unknown output 'latent'; choose one of images, latents"),
+        ({"frames": "all"}, "unknown frames 'all'; choose one of None, x0, sample"),
         ({"sampler": "plms"}, "unknown sampler 'plms'; choose one of ddpm, ddim"),
         ({"sampler": "euler"}, "sampler 'euler' does not go with schedule 'cosine'; choose one of ddpm, ddim"),
         ({"latents": torch.zeros(1, 3, 8, 8)}, r"latents have shape \(1, 3, 8, 8\); give .* \(1, 1, H, W\)"),
@@ -278,9 +281,11 @@ def test_a_recipes_autoencoder_is_loaded_only_to_decode(monkeypatch):
     pipeline = Pipeline(lively("dit_ti_2", in_channels=4), recipe)
     assert pipeline([1], output="latents").latents.shape == (1, 4, 8, 8)
     assert asked == []
+    told = []
     with pytest.raises(OSError, match=r"offline"):
-        pipeline([1])
+        pipeline([1], callback=lambda step, indices: told.append(step))
     assert asked == [("a/b", 0.5, 0.25)]
+    assert told == []  # and before anything is sampled in vain
 
 
 class Doubling:
@@ -295,6 +300,12 @@ class Doubling:
 
     def decode(self, latents):
         return latents.mean(dim=1, keepdim=True).repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def test_decoded_values_that_are_no_numbers_are_noticed():
+    pipeline = Pipeline(lively("dit_ti_2", in_channels=4), QUICK, Doubling())
+    with pytest.raises(FloatingPointError, match=r"doubling decoded values that are not finite; load the autoencoder"):
+        pipeline.decode(torch.full((1, 4, 8, 8), torch.nan))
 
 
 def test_a_codec_decodes_and_must_fit():
@@ -342,6 +353,11 @@ def test_the_authors_file_makes_a_pipeline(tmp_path):
     pipeline = Pipeline.from_pretrained("dit_ti_2.digits", checkpoint=tmp_path / "weights.pt")
     expected = Pipeline(model, pipeline.recipe)([3], num_inference_steps=4)
     assert torch.equal(pipeline([3], num_inference_steps=4).latents, expected.latents)
+    torch.save(lively("dit_ti_2", num_classes=3).state_dict(), tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other.pt does not fit dit_ti_2.digits; `ditzoo verify dit_ti_2.digits"):
+        Pipeline.from_pretrained("dit_ti_2.digits", checkpoint=tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"device 'gpu' cannot be used here .* cpu always can"):
+        Pipeline.from_pretrained("dit_ti_2.digits", device="gpu")
     with pytest.raises(ValueError, match=r"does not fetch weights.*checkpoint=path"):
         Pipeline.from_pretrained("dit_xl_2.in256")
     with pytest.raises(ValueError, match=r"names no weights; give one of its tags: dit_ti_2.digits"):

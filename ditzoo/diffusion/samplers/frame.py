@@ -43,17 +43,19 @@ class NonFiniteSampleError(FloatingPointError):
 
     Attributes:
         step: the step that gave it, from 1 on.
-        rows: places in the batch of the samples that have one.
+        num_steps: steps in all.
+        rows: places in the batch of the samples that have one; their numbers where a pipeline raises it.
         finished: what a pipeline had finished before, if anything.
     """
 
     finished: object = None
 
-    def __init__(self, step: int, num_steps: int, rows: list[int]) -> None:
-        self.step, self.rows = step, rows
+    def __init__(self, step: int, num_steps: int, rows: list[int], *, numbered: bool = False) -> None:
+        self.step, self.num_steps, self.rows = step, num_steps, rows
         super().__init__(
-            f"sampling gave values that are not finite at step {step} of {num_steps}, in samples {_shortened(rows)} of "
-            "the batch. Look at the weights (`ditzoo verify`), lower the guidance scale, or sample in float32."
+            f"sampling gave values that are not finite at step {step} of {num_steps}, in samples {_shortened(rows)}"
+            f"{'' if numbered else ' of the batch'}. Look at the weights (`ditzoo verify`), lower the guidance scale, "
+            "or sample in float32."
         )
 
 
