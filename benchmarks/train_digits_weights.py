@@ -4,7 +4,8 @@
     python benchmarks/train_digits_weights.py dit_ti_2       # one of them
 
 Writes `ditzoo/weights/digits/<name>.safetensors`: averaged weights in float16, with recipe and training options in the
-file's metadata. The same command gives the same files on the same machine and versions.
+file's metadata. The same command gives the same weights on the same machine and versions; the order of the metadata,
+and so the file's bytes, may differ.
 """
 
 from __future__ import annotations
