@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -126,13 +127,19 @@ def verify(name: str, checkpoint: str | None, device: str, dtype: str, weights: 
 @click.option("--num", "--num-images", "num", type=click.IntRange(min=1), help="In all; default: one a class, or 16.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--size", type=int, nargs=2, metavar="H W", help="Of the images, in pixels; default: the trained one.")
 @click.option("--sampler", help="Another sampler than the weights' own; a wrong one gives the list.")
 @click.option("--steps", type=int, help="Of the sampler.")
 @click.option("--guidance-scale", type=float, help="In the convention of the weights.")
+@click.option("--guidance-interval", type=float, nargs=2, metavar="LOW HIGH", help="Guide where sigma/alpha is in it.")
+@click.option("--guidance-channels", type=click.IntRange(min=0), help="Guide the first so many alone; 0: all of them.")
+@click.option("--weak-model", help="A weaker model's tagged name or folder: autoguidance by it.")
 @click.option("--columns", type=click.IntRange(min=1), help="Of a grid; default: one a class.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--checkpoint", type=click.Path(), help="The authors' file of weights.")
 @click.option("--codec", help="Autoencoder instead of the recipe's: a folder or the id of a model.")
+@click.option("--tiling", is_flag=True, help="Decode large images in tiles, which takes less memory.")
+@click.option("--slicing", is_flag=True, help="Decode one image at a time, likewise.")
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 def sample(name: str, out: Path, **options: Any) -> None:
@@ -142,13 +149,14 @@ def sample(name: str, out: Path, **options: Any) -> None:
     (.npz), or else a folder of PNG files. File and folder are written in shards: a stopped job goes on where it was,
     and under torchrun all processes share it.
     """
-    from ditzoo.pipeline.command import run_sample
+    from ditzoo.pipeline.command import SampleCommand
 
+    command = SampleCommand(name=name, out=out, **options)
     try:
-        for line in run_sample(name, out, **options):
+        for line in command.run():
             click.echo(line)
     except KeyboardInterrupt:
-        click.echo("\nStopped. Run the same command to go on with the shards that are finished.", err=True)
+        click.echo(f"\n{command.when_stopped()}", err=True)
         sys.exit(130)
 
 
@@ -244,10 +252,32 @@ def _is_number_column(rows: Sequence[tuple[str, ...]], place: int) -> bool:
     return all(not row[place] or row[place][0].isdigit() for row in rows)
 
 
-def main(arguments: list[str] | None = None) -> Any:
-    """Entry point: errors a user can mend are one line, without a traceback."""
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Advice to users without the place in the code; other warnings as Python has them."""
+    formatted = warnings.formatwarning
+
+    def in_a_line(message: Any, category: type[Warning], *place: Any, **more: Any) -> str:
+        return f"ditzoo: {message}\n" if category is UserWarning else formatted(message, category, *place, **more)
+
+    warnings.formatwarning = in_a_line
     try:
-        return cli.main(arguments, prog_name="ditzoo")
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        click.echo(f"ditzoo: {error}", err=True)
-        sys.exit(2)
+        yield
+    finally:
+        warnings.formatwarning = formatted
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: warnings, and errors a user can mend, are one line, without a traceback."""
+    try:
+        with _warnings_in_a_line():
+            return cli.main(arguments, prog_name="ditzoo")
+    except OSError as error:
+        _fail(error.strerror if error.strerror and error.filename is None else str(error))
+    except (ValueError, TypeError, ImportError, FloatingPointError) as error:
+        _fail(str(error))
+
+
+def _fail(reason: str) -> NoReturn:
+    click.echo(f"ditzoo: {reason}", err=True)
+    sys.exit(2)

@@ -5,7 +5,7 @@ Works on tensors and arrays, and imports nothing else of ditzoo.
 
 from ditzoo.media.codec import Codec, LatentCodec, PixelCodec, load_codec, to_uint8
 from ditzoo.media.labels import LabelNames, parse_labels
-from ditzoo.media.shards import SampleStore, Shard
+from ditzoo.media.shards import SampleStore, Shard, shard_size_of
 from ditzoo.media.writers import channels_last, image_grid, write_animation, write_npz, write_png_folder
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "image_grid",
     "load_codec",
     "parse_labels",
+    "shard_size_of",
     "to_uint8",
     "write_animation",
     "write_npz",

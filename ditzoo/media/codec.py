@@ -95,6 +95,8 @@ class LatentCodec:
             are normalised one by one and blended, so that pixels differ a little. Encoding is never tiled.
         slicing: encode and decode one image at a time: less memory, the same result.
 
+    Both can be changed later: `codec.tiling = True`.
+
     Attributes:
         downsampling: pixels of an image for one of its latents, along each side.
         latent_channels: of the latents.
@@ -133,15 +135,39 @@ class LatentCodec:
             raise ValueError(f"scale must be a number above 0 and shift a number, got {scale} and {shift}.")
         if not (_agree(scale, own_scale) and _agree(shift, own_shift)):
             warnings.warn(_disagreement(name, kind, (scale, shift), (own_scale, own_shift)), stacklevel=2)
-        self.name, self.scale, self.shift, self.tiling = name, scale, shift, tiling
+        self.name, self.scale, self.shift = name, scale, shift
         self.image_channels, self.latent_channels = int(config.in_channels), int(config.latent_channels)
         self.downsampling = 2 ** (len(config.block_out_channels) - 1)
         self._autoencoder = autoencoder.eval().requires_grad_(False)
         self._is_tiny = kind == "AutoencoderTiny"
-        if tiling and self._is_tiny and autoencoder.spatial_scale_factor != self.downsampling:
-            raise ValueError(f"diffusers cannot tile {name}: only tiny autoencoders that reduce each side 8 times.")
-        (autoencoder.enable_slicing if slicing else autoencoder.disable_slicing)()
         autoencoder.disable_tiling()
+        self.tiling, self.slicing = tiling, slicing
+
+    @property
+    def tiling(self) -> bool:
+        """Whether large images are decoded in tiles.
+
+        Raises:
+            ValueError: where it is set for a tiny autoencoder that diffusers cannot tile.
+        """
+        return self._tiling
+
+    @tiling.setter
+    def tiling(self, tiling: bool) -> None:
+        if tiling and self._is_tiny and self._autoencoder.spatial_scale_factor != self.downsampling:
+            raise ValueError(
+                f"diffusers cannot tile {self.name}: only tiny autoencoders that reduce each side 8 times."
+            )
+        self._tiling = tiling
+
+    @property
+    def slicing(self) -> bool:
+        """Whether images are encoded and decoded one at a time."""
+        return bool(self._autoencoder.use_slicing)
+
+    @slicing.setter
+    def slicing(self, slicing: bool) -> None:
+        (self._autoencoder.enable_slicing if slicing else self._autoencoder.disable_slicing)()
 
     @property
     def autoencoder(self) -> Any:

@@ -42,6 +42,22 @@ def writing(path: Path) -> Iterator[Path]:
             yield temporary
 
 
+def check_writable(path: Path) -> None:
+    """That `writing(path)` will work, as far as one can tell before hours of sampling.
+
+    Raises:
+        OSError: as `writing`.
+    """
+    with _named_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        there = next(parent for parent in path.absolute().parents if parent.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill: it becomes `path` at the end of the block, and is removed if the block raises.

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import SupportsIndex
 
 _NUM_SUGGESTIONS = 5
+_NULL = "null"
 _RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
 
 
@@ -97,13 +98,16 @@ class LabelNames:
         ]
 
 
-def parse_labels(*texts: str, num_classes: int, names: LabelNames | None = None) -> list[int]:
+def parse_labels(
+    *texts: str, num_classes: int, names: LabelNames | None = None, null_label: int | None = None
+) -> list[int]:
     """Labels that a user wrote: numbers, ranges and names separated by commas, as in `"0-9, 207, strawberry"`.
 
     Args:
         texts: one or more such lists.
         num_classes: of the model; labels go from 0 to `num_classes - 1`.
         names: of these classes. Without them, numbers and ranges alone are understood.
+        null_label: what the word `null` stands for, if the model has one.
 
     Returns:
         The labels in the order they were written, repeats included. Ranges include both ends.
@@ -119,7 +123,12 @@ def parse_labels(*texts: str, num_classes: int, names: LabelNames | None = None)
     labels: list[int] = []
     for text in texts:
         for part in text.split(","):
-            labels.extend(_labels_of(part.strip(), text, num_classes, names))
+            if part.strip() == _NULL:
+                if null_label is None:
+                    raise ValueError("the model has no null label, so leave out 'null'.")
+                labels.append(null_label)
+            else:
+                labels.extend(_labels_of(part.strip(), text, num_classes, names))
     return labels
 
 

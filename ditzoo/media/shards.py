@@ -269,6 +269,15 @@ class SampleStore:
         return there
 
 
+def shard_size_of(folder: Path | str) -> int | None:
+    """The shard size of the job in a folder; None where there is none that can be read."""
+    try:
+        size = json.loads((Path(folder) / _JOB).read_text(encoding="utf-8"))["shard_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return size if isinstance(size, int) and size > 0 else None
+
+
 def _read_archive(path: Path) -> dict[str, Any]:
     with zipfile.ZipFile(path) as archive:
         # Before anything in it is believed: a damaged header may ask for any amount of memory.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +13,9 @@ from torch.nn.functional import interpolate as resize
 
 from ditzoo.diffusion import GaussianDiffusion, Process, SamplingStep, make_process, sample_noise
 from ditzoo.diffusion.samplers.sde import sde_times
+from ditzoo.pipeline.denoising import Batch, Denoised, RunOptions, denoise, sample_in_batches
 from ditzoo.pipeline.samples import Samples
-from ditzoo.pipeline.settings import SETTINGS
+from ditzoo.pipeline.settings import SETTINGS, check_whole
 from ditzoo.recipe import Recipe, Sampler
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: deterministic, and able to walk from data to noise
 _REVERSIBLE: tuple[Sampler, ...] = ("ddim", "euler", "heun", "edm_heun", "dopri5")
+#: images that the codec encodes at a time
+_ENCODED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -44,47 +46,78 @@ class Inversion:
 def image_to_image(
     pipeline: Pipeline, images: Any, class_labels: ClassLabels, *, strength: float = 0.6, seed: int = 0, **options: Any
 ) -> Samples:
-    """See `Pipeline.image_to_image`.
+    """Samples that keep the coarse layout of given images (SDEdit, arXiv:2108.01073).
+
+    Args:
+        pipeline: the model.
+        images: (N, C, H, W) in [-1, 1], or PIL images.
+        class_labels: one an image; fewer are taken in turn.
+        strength: how much of the way from noise is walked again, in (0, 1]; 1 ignores the images.
+        seed: of the noise of sample i = 0 .. N - 1.
+        options: what a call of the pipeline takes beside labels, sizes and noise: `sampler`, `num_inference_steps`,
+            `guidance_scale`, `batch_size`, `frames`, `progress`, ...
 
     Raises:
-        ValueError: for a strength outside (0, 1] or images of another size than the model's patches take.
+        ValueError: for a strength outside (0, 1], images of another size than the model's patches take, or more labels
+            than images.
+        TypeError: for images of another kind, or an unknown option.
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}.")
-    settings = pipeline.settings(_checked(options))
+    settings, running = _split(pipeline, options)
     clean = encode_images(pipeline, images)
-    labels, _ = pipeline.labels(class_labels, len(clean), seed)
+    labels = _labels(pipeline, class_labels, len(clean), seed)
     process, times = make_process(settings), sampler_times(settings)
     skipped = round((len(times) - 1) * (1 - strength))
     times = times[min(skipped, len(times) - 2) :]
-    noise = sample_noise(seed, range(len(clean)), clean.shape[1:])
-    start = process.initial_sample(noise) if skipped == 0 else noised(process, clean, noise, times[0])
-    return _samples(pipeline, settings, clean, labels, seed, noise, times=times, start=start)
+
+    def denoise_batch(batch: Batch) -> Denoised:
+        noise = sample_noise(seed, batch.indices, clean.shape[1:])
+        start = None if skipped == 0 else noised(process, clean[batch.rows], noise, times[0])
+        return denoise(pipeline, settings, batch, noise, seed=seed, times=times, start=start)
+
+    return sample_in_batches(pipeline, settings, labels, range(len(clean)), seed, running, denoise_batch)
 
 
 def inpaint(
     pipeline: Pipeline, images: Any, mask: Any, class_labels: ClassLabels, *, seed: int = 0, **options: Any
 ) -> Samples:
-    """See `Pipeline.inpaint`. The part that is kept is set, after each step, to the image with the noise of that time.
+    """Given images with their masked part filled in: after each step, the part that is kept is set to the image with
+    the noise of that time (section 3 of arXiv:2201.09865, without resampling).
+
+    Args:
+        pipeline: the model.
+        images: (N, C, H, W) in [-1, 1], or PIL images.
+        mask: (H, W) or (N, H, W) in pixels, true or 1 where to paint; or PIL images, white where to paint.
+        class_labels, seed, options: as in `image_to_image`.
 
     Raises:
         ValueError: for a mask of another size, one that paints nothing, or a sampler that cannot be stopped between
-            steps.
+            steps, and as `image_to_image`.
+        TypeError: as `image_to_image`.
     """
-    settings = pipeline.settings(_checked(options))
+    settings, running = _split(pipeline, options)
     if settings.sampler == "dopri5":
         raise ValueError("dopri5 solves in one go and cannot inpaint; choose another sampler, such as heun.")
     clean = encode_images(pipeline, images)
-    paint = _mask(pipeline, mask, clean)
-    labels, _ = pipeline.labels(class_labels, len(clean), seed)
-    noise = sample_noise(seed, range(len(clean)), clean.shape[1:])
+    paint = _mask(pipeline, mask, clean).expand(len(clean), -1, -1, -1)
+    labels = _labels(pipeline, class_labels, len(clean), seed)
     process = make_process(settings)
 
-    def keep(step: SamplingStep) -> Tensor:
-        known = noised(process, clean, noise, step.time).to(step.sample)
-        return torch.where(paint.to(step.sample.device), step.sample, known)
+    def denoise_batch(batch: Batch) -> Denoised:
+        known, painted = clean[batch.rows], paint[batch.rows]
+        noise = sample_noise(seed, batch.indices, clean.shape[1:])
 
-    return _samples(pipeline, settings, clean, labels, seed, noise, callback=keep, paint=paint)
+        def keep(step: SamplingStep) -> object:
+            there = noised(process, known, noise, step.time).to(step.sample)
+            sample = torch.where(painted.to(step.sample.device), step.sample, there)
+            replaced = None if batch.callback is None else batch.callback(step._replace(sample=sample))
+            return replaced if isinstance(replaced, Tensor) else sample
+
+        run = denoise(pipeline, settings, batch._replace(callback=keep), noise, seed=seed)
+        return run._replace(latents=torch.where(painted, run.latents, known))
+
+    return sample_in_batches(pipeline, settings, labels, range(len(clean)), seed, running, denoise_batch)
 
 
 def invert(
@@ -95,6 +128,8 @@ def invert(
     num_inference_steps: int = 50,
     guidance_scale: float | None = None,
     sampler: Sampler | None = None,
+    batch_size: int = 64,
+    progress: bool | None = None,
 ) -> Inversion:
     """The noise from which a deterministic sampler draws given images: DDIM's inversion (section 4.3 of
     arXiv:2010.02502), or the flow integrated backwards.
@@ -106,12 +141,15 @@ def invert(
         num_inference_steps: both ways.
         guidance_scale: off where None, which inverts best.
         sampler: ddim, euler, heun, edm_heun or dopri5; where None, edm_heun, or heun for flows.
+        batch_size: images at a time.
+        progress: show a bar for each way; where None, on a terminal.
 
     Returns:
         Noise, and the error of the round trip.
 
     Raises:
-        ValueError: for a sampler that cannot run backwards, or no label where one is needed.
+        ValueError: for a sampler that cannot run backwards, no label where one is needed, or more labels than images.
+        TypeError: for images of another kind.
     """
     recipe = pipeline.recipe
     sampler = sampler or ("heun" if recipe.is_flow else "edm_heun")
@@ -128,20 +166,25 @@ def invert(
         "guidance_scale": scale,
     }
     settings = pipeline.settings(options)
+    running = RunOptions(batch_size=batch_size, output="latents", progress=progress)
     clean = encode_images(pipeline, images)
     if class_labels is None and pipeline.model.num_classes:
         if pipeline.model.null_label is None:
             raise ValueError(f"{pipeline.name} has no null label to invert with; give class_labels.")
         class_labels = pipeline.model.null_label
-    labels, _ = pipeline.labels(class_labels, len(clean))
+    labels = _labels(pipeline, class_labels, len(clean))
     process, times = make_process(settings), sampler_times(settings)
     if times[-1] == process.data != process.end:
         times = times[:-1]  # networks cannot be called there; the last step only removes the rest of the noise
+
+    def backwards(batch: Batch) -> Denoised:
+        start = clean[batch.rows]
+        return denoise(pipeline, settings, batch, torch.zeros_like(start), times=times[::-1], start=start)
+
     indices = range(len(clean))
-    unused = torch.zeros_like(clean)
-    back = pipeline.denoise(settings, unused, labels, seed=0, indices=indices, times=times[::-1], start=clean)
-    latents = process.initial_noise(back.latents)
-    again = pipeline.denoise(settings, latents, labels, seed=0, indices=indices).latents
+    ended = sample_in_batches(pipeline, settings, labels, indices, 0, running, backwards).latents
+    latents = process.initial_noise(ended)
+    again = pipeline.draw(settings, labels, indices, 0, running, latents=latents).latents
     return Inversion(latents, (again - clean).square().flatten(1).mean(dim=1).sqrt(), options)
 
 
@@ -161,30 +204,47 @@ def interpolate(
         class_labels: of the first and the last image; twice the same one changes the noise alone.
         num_images: both ends included, 2 or more.
         seeds: of the first and the last noise; twice the same one changes the class alone.
-        options: `sampler`, `num_inference_steps`, `guidance_scale`, ... as in a call of the pipeline.
+        options: as in `image_to_image`.
 
     Raises:
         ValueError: for fewer than two images, or other than two labels and seeds.
+        TypeError: for an unknown option, or numbers that are none.
     """
-    if num_images < 2:
-        raise ValueError(f"num_images must be 2 or more, both ends included, got {num_images}.")
+    check_whole("num_images", num_images, least=2)
     if len(class_labels) != 2 or len(seeds) != 2:
         raise ValueError(f"give two class_labels and two seeds, got {class_labels!r} and {seeds!r}.")
-    settings = pipeline.settings(_checked(options))
+    for seed in seeds:
+        check_whole("seeds", seed, least=0)
+    settings, running = _split(pipeline, options)
     ends, _ = pipeline.labels(class_labels, 2)
     assert ends is not None
     first, last = (sample_noise(seed, [0], pipeline.latent_shape()) for seed in seeds)
     weights = torch.linspace(0, 1, num_images)
-    noise = torch.cat([slerp(first, last, float(weight)) for weight in weights])
     labels = torch.where(weights < 0.5, ends[0], ends[1])
-    mixed = [ends[0].expand(num_images), ends[1].expand(num_images)]
-    return _samples(pipeline, settings, noise, labels, seeds[0], noise, mixture=(mixed, weights))
+
+    def denoise_batch(batch: Batch) -> Denoised:
+        share = weights[batch.rows]
+        noise = torch.cat([slerp(first, last, float(weight)) for weight in share])
+        mixed = [end.expand(len(share)) for end in ends]
+        return denoise(pipeline, settings, batch, noise, seed=seeds[0], mixture=(mixed, share))
+
+    return sample_in_batches(pipeline, settings, labels, range(num_images), seeds[0], running, denoise_batch)
 
 
-def _checked(options: dict[str, Any]) -> dict[str, Any]:
-    if unknown := set(options) - set(SETTINGS):
-        raise TypeError(f"unknown option {sorted(unknown)[0]!r}; editing takes {', '.join(SETTINGS)}.")
-    return options
+def _split(pipeline: Pipeline, options: dict[str, Any]) -> tuple[Recipe, RunOptions]:
+    """The settings among the options of a call, and how it is run."""
+    running = [field.name for field in fields(RunOptions)]
+    if unknown := set(options) - {*SETTINGS, *running}:
+        known = ", ".join((*SETTINGS, *running))
+        raise TypeError(f"unknown option {sorted(unknown)[0]!r}; editing takes {known}.")
+    chosen = RunOptions(**{key: value for key, value in options.items() if key in running})
+    return pipeline.settings(options), chosen
+
+
+def _labels(pipeline: Pipeline, class_labels: ClassLabels | None, num_images: int, seed: int = 0) -> Tensor | None:
+    if class_labels is not None and (count := pipeline.labels(class_labels, None)[1]) > num_images:
+        raise ValueError(f"there are {count} class_labels for {num_images} images; give one an image, or fewer.")
+    return pipeline.labels(class_labels, num_images, seed)[0]
 
 
 def slerp(first: Tensor, last: Tensor, weight: float) -> Tensor:
@@ -231,11 +291,14 @@ def encode_images(pipeline: Pipeline, images: Any) -> Tensor:
         arrays = [np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.float32) for image in listed]
         stacked = torch.from_numpy(np.stack(arrays))
         images = (stacked[:, None] if channels == 1 else stacked.permute(0, 3, 1, 2)) / 127.5 - 1
-    if images.ndim != 4:
-        raise ValueError(f"images have shape {tuple(images.shape)}; give (N, C, H, W).")
+    if images.ndim != 4 or len(images) == 0:
+        raise ValueError(f"images have shape {tuple(images.shape)}; give (N, C, H, W), N of 1 or more.")
+    if not torch.isfinite(images).all():
+        raise ValueError("images hold values that are no finite numbers; they must lie in [-1, 1].")
     if images.abs().max() > 1 + 1e-4:
         raise ValueError(f"images must lie in [-1, 1], got values up to {float(images.abs().max()):g}.")
-    latents = pipeline.codec.encode(images.float()).float().cpu()
+    parts = [pipeline.codec.encode(part.float()).float().cpu() for part in images.split(_ENCODED_AT_ONCE)]
+    latents = torch.cat(parts)
     pipeline.model.token_grid(*latents.shape[2:])
     return latents
 
@@ -257,44 +320,3 @@ def _mask(pipeline: Pipeline, mask: Any, clean: Tensor) -> Tensor:
     if not mask.any():
         raise ValueError("the mask paints nothing; set it to 1 where the image is to change.")
     return resize(torch.nn.functional.max_pool2d(mask[:, None], factor), clean.shape[2:]).bool()
-
-
-def _samples(
-    pipeline: Pipeline,
-    settings: Recipe,
-    like: Tensor,
-    labels: Tensor | None,
-    seed: int,
-    noise: Tensor,
-    *,
-    times: Sequence[float] | None = None,
-    start: Tensor | None = None,
-    callback: Any = None,
-    paint: Tensor | None = None,
-    mixture: tuple[list[Tensor], Tensor] | None = None,
-) -> Samples:
-    _ = pipeline.codec  # what cannot be decoded is not worth sampling
-    indices = list(range(len(like)))
-    run = pipeline.denoise(
-        settings,
-        noise,
-        labels,
-        seed=seed,
-        indices=indices,
-        times=times,
-        start=start,
-        callback=callback,
-        mixture=mixture,
-    )
-    latents = run.latents if paint is None else torch.where(paint, run.latents, like)
-    return Samples(
-        latents=latents,
-        pixels=pipeline.decode(latents, settings),
-        labels=labels,
-        seed=seed,
-        indices=indices,
-        recipe=settings,
-        evaluations=run.evaluations,
-        forward_passes=run.rows / len(indices),
-        label_names=pipeline.label_names,
-    )

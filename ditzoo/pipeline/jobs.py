@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
 
 from ditzoo.diffusion import SamplingStep
-from ditzoo.media import LatentCodec, SampleStore
+from ditzoo.media import LatentCodec, SampleStore, shard_size_of
+from ditzoo.pipeline.denoising import RunOptions
 from ditzoo.pipeline.progress import Report, progress_bar
+from ditzoo.pipeline.samples import Samples
+from ditzoo.pipeline.settings import SETTINGS
+from ditzoo.recipe import Recipe
 from ditzoo.weights import sampled_hash
 
 if TYPE_CHECKING:
@@ -21,14 +28,41 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
+class Made(NamedTuple):
+    """What a process made of a job in this run.
+
+    Attributes:
+        images: how many; those that were there already are not counted.
+        evaluations: of the network, for each image; a guided one counts once.
+        forward_passes: rows that went through the network for each image, both halves of guidance counted.
+    """
+
+    images: int = 0
+    evaluations: int = 0
+    forward_passes: float = 0.0
+
+    def and_these(self, samples: Samples) -> Made:
+        """The sum with the samples of one more batch."""
+        images = self.images + len(samples)
+        passes = self.forward_passes * self.images + samples.forward_passes * len(samples)
+        return Made(images, max(self.evaluations, samples.evaluations), passes / images)
+
+
 def process_of_launcher(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
     """This process's number and the number of processes, as `torchrun` and `accelerate launch` tell them; 0 of 1
     without a launcher.
 
     Raises:
-        ValueError: where the two contradict each other.
+        ValueError: where they are no numbers, or contradict each other.
     """
-    index, count = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
+    rank, world_size = environment.get("RANK", "0"), environment.get("WORLD_SIZE", "1")
+    try:
+        index, count = int(rank), int(world_size)
+    except ValueError as error:
+        raise ValueError(
+            f"RANK={rank!r} and WORLD_SIZE={world_size!r} in the environment are to be numbers; unset them unless a "
+            "launcher such as torchrun sets them."
+        ) from error
     if not 0 <= index < count:
         raise ValueError(f"RANK={index} and WORLD_SIZE={count} in the environment contradict each other.")
     return index, count
@@ -39,6 +73,11 @@ def device_of_launcher(device: str, environment: Mapping[str, str] = os.environ)
     return f"cuda:{environment['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in environment else device
 
 
+def parts_of(path: Path) -> Path:
+    """The folder of the shards of a job, beside what it makes."""
+    return path.with_name(path.name + ".parts")
+
+
 def sample_to_disk(
     pipeline: Pipeline,
     path: str | Path,
@@ -46,11 +85,13 @@ def sample_to_disk(
     *,
     class_labels: ClassLabels | None = None,
     seed: int = 0,
-    shard_size: int = 500,
+    batch_size: int = 64,
+    shard_size: int | None = None,
+    size: tuple[int, int] | None = None,
     process: tuple[int, int] | None = None,
     progress: bool | None = None,
     **options: Any,
-) -> None:
+) -> Made:
     """Sample `num_images` images into one file or folder.
 
     Finished shards lie beside it, in `<path>.parts`, until all are there; a job that was killed goes on with what is
@@ -63,73 +104,108 @@ def sample_to_disk(
         class_labels: sample i gets number i of them, in turn; None draws classes at random. Balanced labels, as ADM
             has them, are `range(num_classes)`.
         seed: of the samples.
-        shard_size: images in a shard: what a kill costs each process at most.
+        batch_size: samples at a time.
+        shard_size: images in a shard: what a kill costs each process at most. Where None, that of the job which is
+            there, or else a batch.
+        size: height and width of the images in pixels; the trained one where None.
         process: this process's number and their count; what the launcher says where None. Process 0 puts the shards
             together when all are there.
-        progress: show a bar; where None, on a terminal.
-        options: as in a call of the pipeline: `sampler`, `guidance_scale`, `batch_size`, ...
+        progress: show a bar in process 0; where None, on a terminal.
+        options: settings of a call: `sampler`, `num_inference_steps`, `guidance_scale`, `guidance`, `sampler_options`.
+
+    Returns:
+        What this process made of them in this run, and at what cost.
 
     Raises:
-        ValueError: for a folder of shards with other settings (the message names what differs), and as a call.
+        ValueError: for a folder of shards with other settings (the message names what differs), more labels than
+            images, and as a call.
+        TypeError: for an option that is no setting, and as a call.
         FileExistsError: where `path` is there already.
         OSError: where it cannot be written.
         NonFiniteSampleError: finished shards are kept.
     """
     path = Path(path)
     index, count = process_of_launcher() if process is None else process
-    if unknown := set(options) & {"output", "frames", "latents", "callback", "first_index", "num_images"}:
-        raise TypeError(f"a job of many samples has no option {sorted(unknown)[0]!r}.")
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        if index > 0:  # process 0 has finished what was left
-            return
-        raise FileExistsError(f"{path} is there already; give another path, or remove it.")
-    parts = path.with_name(path.name + ".parts")
-    store = SampleStore(parts, num_images, shard_size, _fingerprint(pipeline, class_labels, seed, options))
+    if unknown := set(options) - set(SETTINGS):
+        raise TypeError(f"a job has no option {sorted(unknown)[0]!r}; its settings are {', '.join(SETTINGS)}.")
+    running = RunOptions(batch_size=batch_size, progress=False)
+    settings = pipeline.settings(options)
+    labels = _labels(pipeline, class_labels, num_images, seed)
+    fingerprint = _fingerprint(pipeline, settings, class_labels, seed, size)
+    parts = parts_of(path)
+    done = parts.with_name(f"{parts.name}.done")
+    was_finished = done.exists()
+    _remove(done)
+    if _is_there(path):
+        if index > 0 or was_finished:  # process 0 has finished what was left, or was killed while it cleared up
+            return Made()
+        if not parts.exists():
+            raise FileExistsError(f"{path} is there already; give another path, or remove it.")
+    store = SampleStore(parts, num_images, shard_size or shard_size_of(parts) or batch_size, fingerprint)
     shards = store.missing_shards(index, count)
-    todo = sum(len(store.shard_range(shard)) for shard in shards)
-    done = 0
-    steps = pipeline.settings(options).num_inference_steps
-    with progress_bar(progress and index == 0 if progress is not None else None, max(todo, 1), steps) as report:
-        for shard in shards:
-            samples = store.shard_range(shard)
-            made = pipeline(
-                class_labels,
-                num_images=len(samples),
-                first_index=samples.start,
-                seed=seed,
-                progress=False,
-                callback=partial(_report, report, done - samples.start),
-                **options,
-            )
-            assert made.pixels is not None
-            store.write_shard(shard, made.pixels, made.labels)
-            done += len(samples)
+    if _is_there(path):
+        if store.missing_shards():
+            raise FileExistsError(f"{path} is there already, and {parts} is not finished; move one of them away.")
+        shards = []  # killed before the shards were removed
+    todo = _batches(map(store.shard_range, shards), batch_size)
+    made = Made()
+    with progress_bar(progress if index == 0 else False, sum(map(len, todo)), settings.num_inference_steps) as report:
+        for indices in todo:
+            watched = replace(running, callback=partial(_report, report, made.images + len(indices)))
+            batch = None if labels is None else labels[indices.start : indices.stop]
+            samples = pipeline.draw(settings, batch, indices, seed, watched, size=size)
+            assert samples.pixels is not None
+            store.add(indices, samples.pixels, samples.labels)
+            made = made.and_these(samples)
     if index == 0:
         while count > 1 and any(not store.shard_path(shard).exists() for shard in range(store.num_shards)):
             time.sleep(_SECONDS_BETWEEN_LOOKS)  # for the other processes; the launcher ends all if one fails
-        store.finalize(path, names=pipeline.label_names, seed=seed)
-        shutil.rmtree(parts)
+        if not _is_there(path):
+            store.finalize(path, names=pipeline.label_names, seed=seed)
+        parts.rename(done)  # at once: half a folder of shards would look like an unfinished job
+        _remove(done)
+    return made
 
 
-def _report(report: Report, before: int, step: SamplingStep, indices: Sequence[int]) -> None:
-    report(before + indices[-1] + 1, len(indices), step)
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
+
+
+def _labels(pipeline: Pipeline, class_labels: ClassLabels | None, num_images: int, seed: int) -> Tensor | None:
+    if class_labels is not None and (given := pipeline.labels(class_labels, None)[1]) > num_images:
+        raise ValueError(
+            f"{num_images} images are too few for {given} class_labels; make {given} or more, or name fewer classes."
+        )
+    return pipeline.labels(class_labels, num_images, seed)[0]
+
+
+def _batches(shards: Iterable[range], batch_size: int) -> list[range]:
+    return [shard[start : start + batch_size] for shard in shards for start in range(0, len(shard), batch_size)]
+
+
+def _report(report: Report, finished: int, step: SamplingStep, indices: Sequence[int]) -> None:
+    report(finished, len(indices), step)
 
 
 def _fingerprint(
-    pipeline: Pipeline, class_labels: ClassLabels | None, seed: int, options: Mapping[str, Any]
+    pipeline: Pipeline, settings: Recipe, class_labels: ClassLabels | None, seed: int, size: tuple[int, int] | None
 ) -> dict[str, Any]:
     """All that decides the samples. Batch size and device do not, up to rounding."""
-    labels, _ = pipeline.labels(class_labels, None, seed)
+    labels = None if class_labels is None else pipeline.labels(class_labels, None)[0]
     return {
         "model": pipeline.name,
         "weights": sampled_hash(pipeline.model.state_dict()),
         "dtype": str(pipeline.model.dtype),
-        "recipe": pipeline.settings(options).to_dict(),
+        "recipe": settings.to_dict(),
         "weak_weights": None if pipeline.weak_model is None else sampled_hash(pipeline.weak_model.state_dict()),
         "codec": _codec_fingerprint(pipeline),
-        "labels": "random" if class_labels is None or labels is None else labels.tolist(),
+        "labels": "random" if labels is None else labels.tolist(),
         "seed": seed,
-        "size": list(options["size"]) if options.get("size") else None,
+        "size": None if size is None else list(size),
     }
 
 

@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from ditzoo.diffusion import (
-    NonFiniteSampleError,
-    Process,
-    SamplingStep,
-    StepNoise,
-    get_sampler,
-    guide,
-    make_process,
-    sample_labels,
-    sample_noise,
-)
-from ditzoo.diffusion.guidance import Denoiser
-from ditzoo.diffusion.samplers import SAMPLERS
+from ditzoo.diffusion import sample_labels, sample_noise
 from ditzoo.media import Codec, LabelNames, LatentCodec, PixelCodec, channels_last, load_codec, to_uint8
 from ditzoo.models import DiffusionTransformer, DiT
-from ditzoo.pipeline.progress import progress_bar
-from ditzoo.pipeline.samples import Samples, joined
-from ditzoo.pipeline.settings import SETTINGS, settings_of
+from ditzoo.pipeline.denoising import (
+    Batch,
+    Denoised,
+    Frames,
+    Output,
+    RunOptions,
+    StepCallback,
+    denoise,
+    sample_in_batches,
+)
+from ditzoo.pipeline.samples import Samples
+from ditzoo.pipeline.settings import SETTINGS, check_whole, settings_of
 from ditzoo.recipe import Guidance, Recipe, Sampler
 
-Output = Literal["images", "latents"]
-Frames = Literal["x0", "sample"]
+if TYPE_CHECKING:
+    from ditzoo.pipeline.editing import Inversion
+
 ClassLabels = int | str | Sequence[int | str] | Tensor
-#: (step, indices of the batch) -> None, or a tensor in the sample's place
-StepCallback = Callable[[SamplingStep, Sequence[int]], object]
 
 
 class Pipeline:
@@ -50,7 +46,7 @@ class Pipeline:
 
     Raises:
         ValueError: where recipe and model contradict each other, as a SiT and timesteps do, or the codec does not fit
-            the model's channels.
+            the model's channels, or the weak model sees other images or classes.
     """
 
     def __init__(
@@ -63,7 +59,7 @@ class Pipeline:
         weak_model: DiffusionTransformer | None = None,
         name: str | None = None,
     ) -> None:
-        self.model, self.recipe, self.weak_model = model.eval(), recipe, weak_model
+        self.model, self.recipe = model.eval(), recipe
         self.name = name or type(model).__name__
         if label_names is None and model.num_classes == 1000:
             label_names = LabelNames.imagenet()
@@ -74,6 +70,7 @@ class Pipeline:
         self.label_names = label_names
         model.check_recipe(recipe)
         self._check_variance()
+        self.weak_model = weak_model
         if codec is None and recipe.latent_codec is None:
             codec = PixelCodec(model.in_channels)
         if codec is not None:
@@ -190,6 +187,23 @@ class Pipeline:
         codec.check_fits(self.model.in_channels)
         self._codec = codec
 
+    @property
+    def weak_model(self) -> DiffusionTransformer | None:
+        """For autoguidance.
+
+        Raises:
+            ValueError: where one is set that sees other images, classes or times than the model.
+        """
+        return self._weak_model
+
+    @weak_model.setter
+    def weak_model(self, weak_model: DiffusionTransformer | None) -> None:
+        if weak_model is not None:
+            _check_alike(self.model, weak_model)
+            weak_model.check_recipe(self.recipe)
+            weak_model.eval()
+        self._weak_model = weak_model
+
     def get_label_ids(self, names: str | Sequence[str]) -> list[int]:
         """Classes by name, as diffusers' DiTPipeline has it.
 
@@ -225,12 +239,13 @@ class Pipeline:
         Args:
             class_labels: numbers or names; None draws classes at random, the same ones for the same seed. The model's
                 null label gives unconditional samples.
-            num_images: sample i gets label i, in turn, up to this many; one image a label where None.
+            num_images: so many; sample i gets label i, and the first label again after the last. One image a label
+                where None.
             guidance_scale: in the convention of the weights' recipe; its own where None.
             num_inference_steps: of the sampler; the recipe's where None.
             sampler: one of `recipe.samplers`.
             seed: sample i of a seed is the same in every batch and on every number of processes, up to rounding.
-            first_index: number of the first sample.
+            first_index: number of the first sample: a job can be split into calls.
             batch_size: samples at a time.
             output: `"images"`, or `"latents"` alone, without the codec.
             latents: (N, C, H, W) standard normal noise to start from, instead of the seed's.
@@ -246,12 +261,13 @@ class Pipeline:
 
         Raises:
             ValueError: for unknown labels, options out of range or in contradiction.
-            TypeError: for an option that the sampler does not have.
+            TypeError: for an option that the sampler does not have, or a number that is none.
             NonFiniteSampleError: at the first value that is no number; its `finished` holds the batches before.
 
         Warns:
             UserWarning: for a guidance scale that looks like one of another convention.
         """
+        options = RunOptions(batch_size=batch_size, output=output, frames=frames, callback=callback, progress=progress)
         settings = self.settings(
             {
                 "sampler": sampler,
@@ -264,130 +280,35 @@ class Pipeline:
         if num_images is None and latents is not None and class_labels is None:
             num_images = len(latents)
         labels, count = self.labels(class_labels, num_images, seed, first_index)
-        for what, value, valid in (("output", output, get_args(Output)), ("frames", frames, (None, *get_args(Frames)))):
-            if value not in valid:
-                raise ValueError(f"unknown {what} {value!r}; choose one of {', '.join(map(str, valid))}.")
-        if output == "images" or frames is not None:
-            _ = self.codec  # what cannot be decoded is not worth sampling
         if latents is not None:
             self._check_latents(latents, count)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {batch_size}.")
+        indices = range(first_index, first_index + count)
+        return self.draw(settings, labels, indices, seed, options, size=size, latents=latents)
+
+    def draw(
+        self,
+        settings: Recipe,
+        labels: Tensor | None,
+        indices: Sequence[int],
+        seed: int,
+        options: RunOptions,
+        *,
+        size: tuple[int, int] | None = None,
+        latents: Tensor | None = None,
+    ) -> Samples:
+        """What a call does with its arguments once they are checked: samples `indices` of a seed, whose labels are
+        `labels`, (N,). Size, latents, result and errors as in a call."""
         shape = self.latent_shape(size)
-        parts: list[Samples] = []
-        with progress_bar(progress, count, settings.num_inference_steps) as report:
-            for start in range(0, count, batch_size):
-                chosen = range(start, min(start + batch_size, count))
-                indices = [first_index + place for place in chosen]
-                noise = sample_noise(seed, indices, shape) if latents is None else latents[chosen.start : chosen.stop]
 
-                def on_step(step: SamplingStep, indices: list[int] = indices) -> object:
-                    report(indices[-1] + 1 - first_index, len(indices), step)
-                    return None if callback is None else callback(step, indices)
+        def denoise_batch(batch: Batch) -> Denoised:
+            noise = sample_noise(seed, batch.indices, shape) if latents is None else latents[batch.rows]
+            return denoise(self, settings, batch, noise, seed=seed)
 
-                batch = self._batch(settings, labels, chosen, indices, seed, noise, output, frames, on_step, parts)
-                parts.append(batch)
-        return joined(parts)
+        return sample_in_batches(self, settings, labels, indices, seed, options, denoise_batch)
 
     def settings(self, options: Mapping[str, Any]) -> Recipe:
         """The recipe with what the options of a call change in it; others are left out. Errors as in a call."""
         return settings_of(self.recipe, self.model, **{key: options.get(key) for key in SETTINGS})
-
-    def _batch(
-        self,
-        settings: Recipe,
-        labels: Tensor | None,
-        chosen: range,
-        indices: list[int],
-        seed: int,
-        noise: Tensor,
-        output: Output,
-        frames: Frames | None,
-        on_step: Callable[[SamplingStep], object],
-        finished: list[Samples],
-    ) -> Samples:
-        kept: list[Tensor] = []
-
-        def remember(step: SamplingStep) -> object:
-            if frames is not None:
-                kept.append((step.x0 if frames == "x0" else step.sample).cpu())
-            return on_step(step)
-
-        y = None if labels is None else labels[chosen.start : chosen.stop]
-        try:
-            run = self.denoise(settings, noise, y, seed=seed, indices=indices, callback=remember)
-        except NonFiniteSampleError as error:
-            numbers = [indices[row] for row in error.rows]
-            found = NonFiniteSampleError(error.step, error.num_steps, numbers, numbered=True)
-            found.finished = joined(finished) if finished else None
-            raise found from error
-        return Samples(
-            latents=run.latents,
-            pixels=self.decode(run.latents, settings) if output == "images" else None,
-            labels=y,
-            seed=seed,
-            indices=indices,
-            recipe=settings,
-            evaluations=run.evaluations,
-            forward_passes=run.rows / len(indices),
-            frames=[self.decode(frame, settings) for frame in kept],
-            label_names=self.label_names,
-        )
-
-    @torch.inference_mode()
-    def denoise(
-        self,
-        settings: Recipe,
-        noise: Tensor,
-        y: Tensor | None,
-        *,
-        seed: int,
-        indices: Sequence[int],
-        times: Sequence[float] | None = None,
-        start: Tensor | None = None,
-        callback: Callable[[SamplingStep], object] | None = None,
-        mixture: tuple[Sequence[Tensor], Tensor] | None = None,
-    ) -> Denoised:
-        """One batch from noise to latents: what everything that samples goes through.
-
-        Args:
-            settings: a recipe.
-            noise: (B, C, H, W) standard normal.
-            y: (B,) labels or None.
-            seed: of the noise that the sampler adds.
-            indices: (B) numbers of the samples.
-            times: of the process, instead of the recipe's number of steps.
-            start: the sample at the first of these times, instead of noise.
-            callback: called after each step.
-            mixture: two tensors of labels (B,), and how much of the second's prediction each sample takes, (B,).
-        """
-        process = make_process(settings)
-        network = _Network(self.model)
-        guided = self._guided(network, settings, process)
-        if mixture is not None:
-            guided = _mixed(guided, *mixture)
-        x = (process.initial_sample(noise.float()) if start is None else start).to(self.model.device)
-        options: dict[str, Any] = {"num_inference_steps": settings.num_inference_steps, "callback": callback}
-        if times is not None:
-            options["times"] = times
-        if SAMPLERS[settings.sampler].takes_noise:
-            options["step_noise"] = StepNoise(seed, indices, x.shape[1:])
-        y = None if y is None else y.to(self.model.device)
-        latents = get_sampler(settings)(guided, process, x, y, **options)
-        return Denoised(latents.float().cpu(), network.calls, network.rows)
-
-    def _guided(self, network: _Network, settings: Recipe, process: Process) -> Denoiser:
-        weak = None
-        if settings.guidance.kind == "autoguidance" and self.weak_model is not None:
-            weak = _Network(self.weak_model.eval())
-        return guide(
-            network,
-            settings.guidance,
-            self.model.null_label,
-            num_train_timesteps=settings.num_train_timesteps,
-            process=process,
-            weak_model=weak,
-        )
 
     def decode(self, latents: Tensor, settings: Recipe | None = None, batch_size: int = 16) -> Any:
         """(N, H, W, C) uint8 images of latents (N, C, H, W)."""
@@ -404,12 +325,17 @@ class Pipeline:
 
         Raises:
             ValueError: for a size that the codec or the patches do not divide.
+            TypeError: for a size that is not two whole numbers.
         """
         model = self.model
         if size is None:
             return model.in_channels, model.input_size, model.input_size
+        if not isinstance(size, Sequence) or len(size) != 2:
+            raise TypeError(f"size must be the height and width of the images, such as (256, 256), got {size!r}.")
+        for side in size:
+            check_whole("image sides", side, least=1)
         factor = self.codec.downsampling
-        if any(side < 1 or side % factor for side in size):
+        if any(side % factor for side in size):
             raise ValueError(f"image sides must be multiples of {factor} pixels, got {size[0]}x{size[1]}.")
         height, width = (side // factor for side in size)
         model.token_grid(height, width)
@@ -420,8 +346,10 @@ class Pipeline:
     ) -> tuple[Tensor | None, int]:
         """The label of each sample, (N,) int64, and N. Arguments and errors as in a call."""
         classes = self.model.num_classes
-        if num_images is not None and num_images < 1:
-            raise ValueError(f"num_images must be 1 or more, got {num_images}.")
+        check_whole("seed", seed, least=0)
+        check_whole("first_index", first_index, least=0)
+        if num_images is not None:
+            check_whole("num_images", num_images, least=1)
         if classes == 0:
             if class_labels is not None:
                 raise ValueError(f"{self.name} is unconditional and takes no class_labels; give num_images.")
@@ -468,79 +396,39 @@ class Pipeline:
     def image_to_image(
         self, images: Any, class_labels: ClassLabels, *, strength: float = 0.6, **options: Any
     ) -> Samples:
-        """Samples that keep the coarse layout of given images (arXiv:2108.01073).
-
-        Args:
-            images: (N, C, H, W) in [-1, 1], or PIL images.
-            class_labels: as in a call.
-            strength: how much of the way from noise is walked again, in (0, 1]; 1 ignores the images.
-            options: as in a call.
-        """
+        """Samples that keep the coarse layout of given images: `ditzoo.pipeline.editing.image_to_image`."""
         from ditzoo.pipeline.editing import image_to_image
 
         return image_to_image(self, images, class_labels, strength=strength, **options)
 
     def inpaint(self, images: Any, mask: Any, class_labels: ClassLabels, **options: Any) -> Samples:
-        """Fill in the masked part of given images (section 3 of arXiv:2201.09865, without resampling).
-
-        Args:
-            images: (N, C, H, W) in [-1, 1], or PIL images.
-            mask: (H, W) or (N, H, W) in pixels, true or 1 where to paint; or PIL images, white where to paint.
-            class_labels: as in a call.
-            options: as in a call.
-        """
+        """Given images with their masked part filled in: `ditzoo.pipeline.editing.inpaint`."""
         from ditzoo.pipeline.editing import inpaint
 
         return inpaint(self, images, mask, class_labels, **options)
 
-    def invert(self, images: Any, class_labels: ClassLabels | None = None, **options: Any) -> Any:
-        """The noise that a deterministic sampler turns into given images, and the error of the round trip: see
+    def invert(self, images: Any, class_labels: ClassLabels | None = None, **options: Any) -> Inversion:
+        """The noise that a deterministic sampler turns into given images, and the error of the round trip:
         `ditzoo.pipeline.editing.invert`."""
         from ditzoo.pipeline.editing import invert
 
         return invert(self, images, class_labels, **options)
 
     def interpolate(self, class_labels: tuple[int | str, int | str], **options: Any) -> Samples:
-        """Samples on the way from one class and noise to another: see `ditzoo.pipeline.editing.interpolate`."""
+        """Samples on the way from one class and noise to another: `ditzoo.pipeline.editing.interpolate`."""
         from ditzoo.pipeline.editing import interpolate
 
         return interpolate(self, class_labels, **options)
 
 
-class Denoised:
-    """A denoised batch.
-
-    Attributes:
-        latents: (B, C, H, W) float32 on the CPU.
-        evaluations: calls of the network.
-        rows: samples that went through it, all calls together.
-    """
-
-    def __init__(self, latents: Tensor, evaluations: int, rows: int) -> None:
-        self.latents, self.evaluations, self.rows = latents, evaluations, rows
-
-
-class _Network:
-    """The model in its own precision, for samples in theirs; counts what goes through it."""
-
-    def __init__(self, model: DiffusionTransformer) -> None:
-        self.model = model
-        self.calls = self.rows = 0
-
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        self.calls += 1
-        self.rows += x.shape[0]
-        return cast(Tensor, self.model(x.to(self.model.dtype), t, y)).to(x.dtype)
-
-
-def _mixed(model: Denoiser, labels: Sequence[Tensor], weights: Tensor) -> Denoiser:
-    """Predictions for two labels each, mixed."""
-
-    def mixed(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        first, last = (model(x, t, ends.to(x.device)) for ends in labels)
-        return torch.lerp(first, last, weights.to(x).view(-1, 1, 1, 1))
-
-    return mixed
+def _check_alike(model: DiffusionTransformer, weak_model: DiffusionTransformer) -> None:
+    for what in ("in_channels", "num_classes"):
+        strong, weak = getattr(model, what), getattr(weak_model, what)
+        if strong != weak:
+            raise ValueError(
+                f"weak_model has {what}={weak} and the model {what}={strong}; autoguidance needs two models of the "
+                "same data."
+            )
 
 
 def _listed(class_labels: ClassLabels) -> Iterable[int | str]:

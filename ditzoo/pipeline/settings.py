@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -56,11 +58,27 @@ def _guidance(recipe: Recipe, model: DiffusionTransformer, scale: float | None, 
     if scale is not None:
         chosen = replace(recipe.guidance, scale=scale)
         if advice := other_convention(chosen):
-            warnings.warn(advice, stacklevel=5)
+            warnings.warn(advice, stacklevel=_callers())
         return chosen
     if recipe.guidance.kind == "classifier_free" and model.null_label is None:
         return replace(recipe.guidance, scale=recipe.guidance.off)
     return recipe.guidance
+
+
+def _callers() -> int:
+    """How many calls lie between `warnings.warn` and the code that uses ditzoo."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "ditzoo":
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def check_whole(what: str, value: object, least: int) -> None:
+    """Raise a TypeError unless `value` is a whole number, and a ValueError unless it is at least `least`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{what} must be a whole number, got {value!r}.")
+    if operator.index(value) < least:
+        raise ValueError(f"{what} must be {least} or more, got {value}.")
 
 
 def other_convention(guidance: Guidance) -> str | None:

@@ -8,7 +8,7 @@ from functools import cache
 import ditzoo
 from ditzoo.diffusion import GaussianDiffusion, ddim_sample, guide, sample_noise
 from ditzoo.media import LabelNames
-from ditzoo.models.base import DIGITS_FLOW_RECIPE, DIGITS_RECIPE
+from ditzoo.models.base import DIGITS_EDM_RECIPE, DIGITS_FLOW_RECIPE, DIGITS_RECIPE
 from ditzoo.pipeline import Pipeline
 from ditzoo.recipe import Recipe
 from tests.zoo import lively
@@ -18,12 +18,13 @@ PACKAGED = [name for name in ditzoo.list_models(pretrained=True) if ditzoo.model
 #: few steps, so that tests are quick
 QUICK = replace(DIGITS_RECIPE, num_inference_steps=4)
 QUICK_FLOW = replace(DIGITS_FLOW_RECIPE, num_inference_steps=4)
+QUICK_EDM = replace(DIGITS_EDM_RECIPE, num_inference_steps=4)
 
 
 @cache
 def tiny(name: str = "dit_ti_2", **options: object) -> Pipeline:
     """With random weights in which everything has an effect."""
-    recipe = QUICK_FLOW if name.startswith("sit") else QUICK
+    recipe = QUICK_FLOW if name.startswith("sit") else QUICK_EDM if "unet" in name else QUICK
     model = lively(name, **options)
     return Pipeline(model, recipe, label_names=LabelNames.digits() if model.num_classes == 10 else None, name=name)
 

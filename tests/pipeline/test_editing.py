@@ -10,10 +10,16 @@ from PIL import Image
 from ditzoo.data import load_digits_split
 from ditzoo.diffusion import make_process, sample_noise
 from ditzoo.pipeline import Pipeline
+from ditzoo.pipeline.denoising import Batch, denoise
 from ditzoo.pipeline.editing import encode_images, noised, sampler_times, slerp
 from tests.pipeline.pipes import QUICK, QUICK_FLOW, tiny
 
-FAMILIES = ["dit_ti_2", "sit_ti_2", "uvit_ti_2", "mdt_ti_2", "diffit_ti_2"]
+FAMILIES = ["dit_ti_2", "sit_ti_2", "uvit_ti_2", "mdt_ti_2", "mdtv2_ti_2", "diffit_ti_2", "diffit_unet_ti"]
+
+
+def with_samplers(*samplers):
+    """Each family with those of the samplers that its recipe takes."""
+    return [(name, sampler) for name in FAMILIES for sampler in samplers if sampler in tiny(name).recipe.samplers]
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +27,11 @@ def digits():
     return load_digits_split("test").images[:3]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m", "edm_heun", "heun", "euler_maruyama"])
+@pytest.mark.parametrize(
+    ("name", "sampler"), with_samplers("ddim", "ddpm", "dpmpp_2m", "edm_heun", "heun", "euler_maruyama")
+)
 def test_weak_changes_stay_near_the_image_and_full_ones_ignore_it(digits, name, sampler):
     pipeline = tiny(name)
-    if sampler not in pipeline.recipe.samplers:
-        pytest.skip(f"{sampler} does not go with {pipeline.recipe.schedule}")
     options = {"sampler": sampler, "num_inference_steps": 10, "seed": 4}
     full = pipeline.image_to_image(digits, [1, 2, 3], strength=1.0, **options)
     fresh = pipeline([1, 2, 3], **options)
@@ -43,19 +48,17 @@ def test_image_to_image_is_the_sampler_from_the_middle(digits):
     assert times == [999, 666, 333, 0, -1]
     edited = pipeline.image_to_image(digits, [1, 2, 3], strength=0.5, seed=4)
     start = noised(make_process(QUICK), digits, sample_noise(4, range(3), (1, 8, 8)), 333)
-    expected = pipeline.denoise(
-        QUICK, torch.zeros(3), torch.tensor([1, 2, 3]), seed=4, indices=range(3), times=times[2:], start=start
-    )
+    batch = Batch(slice(3), [0, 1, 2], torch.tensor([1, 2, 3]))
+    expected = denoise(pipeline, QUICK, batch, torch.zeros(3), seed=4, times=times[2:], start=start)
     assert torch.equal(edited.latents, expected.latents)
     assert edited.evaluations == 2
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "dpmpp_3s", "unipc", "edm_heun", "heun"])
+@pytest.mark.parametrize(
+    ("name", "sampler"), with_samplers("ddim", "dpmpp_2m", "dpmpp_3s", "unipc", "edm_heun", "heun")
+)
 def test_inpainting_keeps_what_is_not_painted(digits, name, sampler):
     pipeline = tiny(name)
-    if sampler not in pipeline.recipe.samplers:
-        pytest.skip(f"{sampler} does not go with {pipeline.recipe.schedule}")
     mask = torch.zeros(8, 8)
     mask[:, 4:] = 1
     painted = pipeline.inpaint(digits, mask, [1, 2, 3], sampler=sampler, num_inference_steps=6)
@@ -132,8 +135,67 @@ def test_a_sampler_that_solves_in_one_go_cannot_inpaint(digits):
         tiny("sit_ti_2").inpaint(digits, torch.ones(8, 8), [1, 2, 3], sampler="dopri5")
 
 
+EDITS = {
+    "image_to_image": lambda pipeline, digits, **options: pipeline.image_to_image(digits, [1, 2, 3], **options),
+    "inpaint": lambda pipeline, digits, **options: pipeline.inpaint(digits, torch.ones(8, 8), [1, 2, 3], **options),
+    "interpolate": lambda pipeline, digits, **options: pipeline.interpolate((1, 7), num_images=3, **options),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_editing_runs_in_batches_as_a_call_does(digits, edit, sampler):
+    whole = edit(tiny(), digits, sampler=sampler)
+    told = []
+    parts = edit(
+        tiny(),
+        digits,
+        sampler=sampler,
+        batch_size=2,
+        frames="sample",
+        callback=lambda step, indices: told.append((step.number, list(indices))),
+    )
+    torch.testing.assert_close(parts.latents, whole.latents, rtol=1e-4, atol=2e-5)
+    assert parts.indices == [0, 1, 2]
+    assert np.abs(parts.frames[-1].astype(int) - parts.pixels).max() <= 1
+    assert len(parts.frames) == parts.evaluations / (2 if edit is EDITS["interpolate"] else 1)
+    assert told == [(n, rows) for rows in ([0, 1], [2]) for n in range(1, len(parts.frames) + 1)]
+    latents = edit(tiny(), digits, sampler=sampler, output="latents")
+    assert latents.pixels is None
+    assert torch.equal(latents.latents, whole.latents)
+
+
+def test_inversion_runs_in_batches(digits):
+    whole = tiny().invert(digits, [1, 2, 3], num_inference_steps=5)
+    parts = tiny().invert(digits, [1, 2, 3], num_inference_steps=5, batch_size=1)
+    torch.testing.assert_close(parts.latents, whole.latents, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(parts.error, whole.error, rtol=1e-3, atol=1e-5)
+
+
+def test_what_a_callback_returns_takes_the_samples_place(digits):
+    mask = torch.zeros(8, 8)
+    mask[:, 4:] = 1
+    black = tiny().inpaint(digits, mask, [1, 2, 3], callback=lambda step, indices: torch.full_like(step.sample, -1.0))
+    assert (black.latents[..., 4:] == -1).all()
+    torch.testing.assert_close(black.latents[..., :4], digits[..., :4], rtol=0, atol=0)
+
+
 def test_bad_input_is_named(digits):
     pipeline = tiny()
+    with pytest.raises(ValueError, match=r"images hold values that are no finite numbers"):
+        pipeline.image_to_image(torch.full((1, 1, 8, 8), torch.nan), [1])
+    with pytest.raises(ValueError, match=r"images have shape \(0, 1, 8, 8\); give .*, N of 1 or more"):
+        pipeline.image_to_image(digits[:0], [1])
+    with pytest.raises(ValueError, match=r"there are 4 class_labels for 3 images; give one an image, or fewer"):
+        pipeline.image_to_image(digits, [1, 2, 3, 4])
+    with pytest.raises(ValueError, match=r"there are 4 class_labels for 3 images"):
+        pipeline.invert(digits, [1, 2, 3, 4])
+    with pytest.raises(ValueError, match=r"seed must be 0 or more, got -1"):
+        pipeline.image_to_image(digits, [1], seed=-1)
+    with pytest.raises(ValueError, match=r"seeds must be 0 or more, got -1"):
+        pipeline.interpolate((1, 2), seeds=(0, -1))
+    with pytest.raises(TypeError, match=r"num_images must be a whole number, got 2.5"):
+        pipeline.interpolate((1, 2), num_images=2.5)
     for strength in (0, -0.1, 1.5):
         with pytest.raises(ValueError, match=f"strength must be above 0 and at most 1, got {strength}"):
             pipeline.image_to_image(digits, [1], strength=strength)
@@ -151,7 +213,7 @@ def test_bad_input_is_named(digits):
         pipeline.interpolate((1, 2), num_images=1)
     with pytest.raises(ValueError, match=r"give two class_labels and two seeds"):
         pipeline.interpolate((1, 2, 3))
-    with pytest.raises(TypeError, match=r"unknown option 'steps'; editing takes sampler, num_inference_steps"):
+    with pytest.raises(TypeError, match=r"unknown option 'steps'; editing takes sampler, .*batch_size"):
         pipeline.image_to_image(digits, [1], steps=3)
 
 

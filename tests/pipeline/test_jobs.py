@@ -1,4 +1,4 @@
-"""Many samples on disk, and the command that makes them."""
+"""Many samples on disk."""
 
 import os
 import signal
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from PIL import Image
+import torch
 
-from ditzoo.cli import cli, main
-from ditzoo.pipeline import sample_to_disk
-from ditzoo.pipeline.jobs import device_of_launcher, process_of_launcher
-from tests.pipeline.pipes import tiny
+from ditzoo.diffusion import NonFiniteSampleError
+from ditzoo.pipeline import Pipeline, sample_to_disk
+from ditzoo.pipeline.jobs import device_of_launcher, parts_of, process_of_launcher
+from tests.pipeline.pipes import QUICK, tiny
+from tests.zoo import lively
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -76,15 +76,15 @@ def test_a_stopped_job_makes_only_what_is_missing(tmp_path, monkeypatch):
     class KilledError(Exception):
         pass
 
-    original = type(tiny()).__call__
+    original = Pipeline.draw
 
-    def counted(self, *arguments, **options):
-        made.append(options["first_index"])
+    def counted(self, settings, labels, indices, *arguments, **options):
+        made.append(indices[0])
         if len(made) == 3:
             raise KilledError
-        return original(self, *arguments, **options)
+        return original(self, settings, labels, indices, *arguments, **options)
 
-    monkeypatch.setattr(type(tiny()), "__call__", counted)
+    monkeypatch.setattr(Pipeline, "draw", counted)
     path = tmp_path / "stopped.npz"
     with pytest.raises(KilledError):
         sample_to_disk(tiny(), path, 12, seed=5, shard_size=3)
@@ -93,8 +93,9 @@ def test_a_stopped_job_makes_only_what_is_missing(tmp_path, monkeypatch):
         sample_to_disk(tiny(), path, 12, seed=6, shard_size=3)
     with pytest.raises(ValueError, match=r"holds samples of another job: .*guidance"):
         sample_to_disk(tiny(), path, 12, seed=5, shard_size=3, guidance_scale=3.0)
-    sample_to_disk(tiny(), path, 12, seed=5, shard_size=3)
+    rest = sample_to_disk(tiny(), path, 12, seed=5)  # in shards of the size that is there
     assert made == [0, 3, 6, 6, 9]
+    assert rest == (6, 4, 8)  # images, evaluations and forward passes
     for first, second in zip(read(whole), read(path), strict=True):
         assert np.array_equal(first, second)
 
@@ -107,8 +108,67 @@ def test_a_job_knows_its_codec_and_refuses_what_it_does_not_take(tmp_path, monke
     monkeypatch.setattr("ditzoo.pipeline.jobs._codec_fingerprint", lambda pipeline: {"name": "other"})
     with pytest.raises(ValueError, match=r"holds samples of another job: .*codec"):
         sample_to_disk(tiny(), path, 2)
-    with pytest.raises(TypeError, match=r"a job of many samples has no option 'output'"):
+    with pytest.raises(TypeError, match=r"a job has no option 'output'; its settings are sampler, num_inference"):
         sample_to_disk(tiny(), path, 2, output="latents")
+    with pytest.raises(ValueError, match=r"2 images are too few for 3 class_labels; make 3 or more"):
+        sample_to_disk(tiny(), path, 2, class_labels=[1, 2, 3])
+
+
+def test_every_finished_batch_is_kept_when_a_value_is_no_number(tmp_path):
+    pipeline = Pipeline(lively("dit_ti_2"), QUICK)
+
+    def spoil(module, arguments, output):
+        return torch.full_like(output, torch.nan) if 7 in arguments[2] else output
+
+    path = tmp_path / "all.npz"
+    handle = pipeline.model.register_forward_hook(spoil)
+    with pytest.raises(NonFiniteSampleError, match=r"at step 1 of 4, in samples 6, 7, 8\."):
+        sample_to_disk(pipeline, path, 10, class_labels=range(1, 11), batch_size=3)
+    handle.remove()
+    assert len(list(parts_of(path).glob("shard-*.npz"))) == 2
+    assert sample_to_disk(pipeline, path, 10, class_labels=range(1, 11), batch_size=2).images == 4
+    whole = pipeline(range(1, 11))
+    assert np.abs(read(path)[0].astype(int) - whole.pixels).max() <= 1
+
+
+@pytest.mark.parametrize("last_word", ["finalize", "rename", "rmtree"])
+def test_killed_while_the_shards_are_cleared_up(tmp_path, monkeypatch, last_word):
+    """After the file is there, the same command ends well and leaves nothing beside it."""
+    path = tmp_path / "all.npz"
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if last_word == "finalize":
+            patched.setattr("ditzoo.media.SampleStore.finalize", killed)
+        elif last_word == "rename":
+            patched.setattr(Path, "rename", killed)
+        else:
+            patched.setattr("ditzoo.pipeline.jobs._remove", lambda folder: killed() if folder.exists() else None)
+        with pytest.raises(KeyboardInterrupt):
+            sample_to_disk(tiny(), path, 5, seed=5)
+    assert path.exists() == (last_word != "finalize")
+    assert sample_to_disk(tiny(), path, 5, seed=5).images == 0
+    assert [left.name for left in tmp_path.iterdir()] == ["all.npz"]
+    assert np.array_equal(read(path)[0], tiny()(num_images=5, seed=5).pixels)
+    with pytest.raises(FileExistsError, match=r"all.npz is there already; give another path, or remove it"):
+        sample_to_disk(tiny(), path, 5, seed=5)
+
+
+def test_a_file_beside_an_unfinished_job_is_not_written_over(tmp_path):
+    path = tmp_path / "all.npz"
+    sample_to_disk(tiny(), path, 4, batch_size=2, process=(1, 2))
+    path.write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match=r"all.npz is there already, and .*all.npz.parts is not finished"):
+        sample_to_disk(tiny(), path, 4, batch_size=2)
+    assert path.read_bytes() == b"precious"
+
+
+def test_one_process_alone_draws_a_bar(tmp_path, capsys):
+    for process in ((1, 2), (0, 2)):
+        sample_to_disk(tiny(), tmp_path / "all.npz", 4, batch_size=2, process=process, progress=True)
+        assert ("sampling" in capsys.readouterr().err) == (process == (0, 2))
 
 
 def test_what_is_there_is_not_written_over(tmp_path):
@@ -133,59 +193,8 @@ def test_launchers_tell_the_process():
     assert process_of_launcher({"RANK": "1", "WORLD_SIZE": "4"}) == (1, 4)
     with pytest.raises(ValueError, match=r"RANK=4 and WORLD_SIZE=4 .* contradict"):
         process_of_launcher({"RANK": "4", "WORLD_SIZE": "4"})
-
-
-def sample(*arguments: object):
-    return CliRunner().invoke(cli, ["sample", *map(str, arguments)], catch_exceptions=False)
-
-
-def test_the_command_writes_a_grid(tmp_path):
-    result = sample(
-        "dit_ti_2.digits", "--classes", "0-9", "--per-class", 2, "--steps", 3, "--out", tmp_path / "grid.png"
-    )
-    assert result.output.splitlines() == [
-        f"Wrote {tmp_path / 'grid.png'}: 20 images of dit_ti_2.digits, seed 0.",
-        "ddim, 3 steps, guidance u + 1.5 (c - u); 3 evaluations and 6 forward passes an image.",
-    ]
-    with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.size == (10 * 64 + 9 * 2, 2 * 64 + 2)
-
-
-def test_the_command_writes_folders_files_and_animations(tmp_path):
-    sample("sit_ti_2.digits", "--classes", "three,7", "--num", 5, "--steps", 2, "--out", tmp_path / "folder")
-    assert (tmp_path / "folder" / "labels.csv").read_text().splitlines()[5].split(",")[:2] == ["4", "3"]
-    result = sample("sit_ti_2.digits", "--num", 3, "--steps", 2, "--sampler", "heun", "--out", tmp_path / "all.npz")
-    assert result.output.splitlines()[1] == "heun, 2 steps, guidance u + 1.5 (c - u)."
-    assert read(tmp_path / "all.npz")[0].shape == (3, 8, 8, 1)
-    sample("sit_ti_2.digits", "--num", 3, "--steps", 4, "--out", tmp_path / "way.webp")
-    with Image.open(tmp_path / "way.webp") as way:
-        assert way.n_frames == 4
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("dit_ti_2.digts",), "Unknown tag 'digts' of dit_ti_2; its tags are: dit_ti_2.digits."),
-        (("dit_ti_2",), "dit_ti_2 names no weights; give one of its tags: dit_ti_2.digits."),
-        (("dit_xl_2.in512",), "This release of ditzoo does not fetch weights."),
-        (("dit_ti_2.digits", "--classes", "3-12"), "range '3-12' goes too far: classes go from 0 to 9."),
-        (("dit_ti_2.digits", "--classes", "elf"), "no class is named 'elf'."),
-        (("dit_ti_2.digits", "--sampler", "plms"), "unknown sampler 'plms'; choose one of ddpm, ddim,"),
-        (("dit_ti_2.digits", "--steps", "0"), "num_inference_steps must be 1 or more, got 0."),
-        (("dit_ti_2.digits", "--out", "a.jpg"), "a.jpg has none of the suffixes .png, .gif, .webp and .npz"),
-        (("dit_ti_2.digits", "--per-class", "3"), "--per-class needs --classes, such as --classes 0-9."),
-        (("dit_ti_2.digits", "--num", "9999"), "9999 images are too many for samples.png;"),
-    ],
-)
-def test_errors_of_the_command_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as exit_info:
-        main(["sample", *arguments])
-    assert exit_info.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"ditzoo: {message}")
-    assert len(error.splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=r"RANK='0' and WORLD_SIZE='abc' .* are to be numbers; unset them"):
+        process_of_launcher({"WORLD_SIZE": "abc"})
 
 
 @pytest.mark.slow

@@ -30,12 +30,17 @@ def test_samples_are_what_the_sampler_gives():
     assert (samples.evaluations, samples.forward_passes) == (4, 8)
 
 
-@pytest.mark.parametrize("name", ["dit_ti_2", "sit_ti_2", "uvit_ti_2", "mdtv2_ti_2", "diffit_ti_2"])
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler_maruyama"])
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [
+        *[(name, "ddim") for name in ("dit_ti_2", "sit_ti_2", "uvit_ti_2", "mdtv2_ti_2", "diffit_ti_2")],
+        *[(name, "ddpm") for name in ("dit_ti_2", "uvit_ti_2", "mdtv2_ti_2", "diffit_ti_2")],
+        ("sit_ti_2", "euler_maruyama"),
+        ("diffit_unet_ti", "edm_heun"),
+    ],
+)
 def test_a_sample_does_not_depend_on_its_batch(name, sampler):
     pipeline = tiny(name)
-    if sampler not in pipeline.recipe.samplers:
-        pytest.skip(f"{sampler} does not go with {pipeline.recipe.schedule}")
     whole = pipeline(range(8), sampler=sampler, seed=3, batch_size=8)
     for size in (1, 3):
         parts = pipeline(range(8), sampler=sampler, seed=3, batch_size=size)
@@ -139,10 +144,13 @@ def test_autoguidance_uses_the_weaker_model():
     pipeline = Pipeline(strong, QUICK, weak_model=weak)
     guided = pipeline([3], guidance=Guidance(scale=2.0, kind="autoguidance"))
     plain = pipeline([3], guidance_scale=1.0)
-    assert guided.forward_passes == plain.forward_passes  # of the strong model
+    assert guided.forward_passes == 2 * plain.forward_passes  # the weaker model's count too
+    assert guided.evaluations == plain.evaluations
     assert (guided.latents - plain.latents).abs().max() > 0.01
     with pytest.raises(ValueError, match=r"autoguidance needs weak_model="):
         tiny()([3], guidance=Guidance(scale=2.0, kind="autoguidance"))
+    with pytest.raises(ValueError, match=r"weak_model has num_classes=3 and the model num_classes=10; .* same data"):
+        Pipeline(strong, QUICK, weak_model=lively("dit_ti_2", num_classes=3))
 
 
 def test_frames_show_the_way():
@@ -232,6 +240,9 @@ def test_values_that_are_no_numbers_stop_the_run_and_keep_what_is_finished():
         ({"class_labels": []}, "class_labels is empty"),
         ({"num_images": 0}, "num_images must be 1 or more, got 0"),
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"first_index": -1}, "first_index must be 0 or more, got -1"),
+        ({"size": (0, 8)}, "image sides must be 1 or more, got 0"),
         ({"num_inference_steps": 0}, "num_inference_steps must be 1 or more, got 0"),
         ({"num_inference_steps": 1001}, r"from 1 to num_train_timesteps \(1000\).*got 1001"),
         ({"output": "latent"}, "unknown output 'latent'; choose one of images, latents"),
@@ -243,6 +254,22 @@ def test_values_that_are_no_numbers_stop_the_run_and_keep_what_is_finished():
 )
 def test_bad_input_is_named(options, message):
     with pytest.raises(ValueError, match=message):
+        tiny()(**{"class_labels": [1], **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_images": 2.0}, "num_images must be a whole number, got 2.0"),
+        ({"batch_size": "8"}, "batch_size must be a whole number, got '8'"),
+        ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
+        ({"seed": None}, "seed must be a whole number, got None"),
+        ({"size": 16}, r"size must be the height and width .* such as \(256, 256\), got 16"),
+        ({"size": (8.0, 8)}, r"image sides must be a whole number, got 8.0"),
+    ],
+)
+def test_numbers_that_are_none_are_named(options, message):
+    with pytest.raises(TypeError, match=message):
         tiny()(**{"class_labels": [1], **options})
 
 

@@ -9,6 +9,7 @@ import torch
 
 from ditzoo.media import LatentCodec
 from ditzoo.pipeline import Pipeline
+from ditzoo.pipeline.denoising import Batch, denoise
 from tests.pipeline.pipes import QUICK, tiny
 from tests.zoo import lively
 
@@ -43,7 +44,7 @@ def test_diffusers_draws_the_same_images(codec, name):
         output_type="np",
     ).images
     settings = pipeline.settings({"sampler": "ddim", "guidance_scale": 1.0})
-    run = pipeline.denoise(settings, noise, torch.tensor([207]), seed=0, indices=[0], times=times)
+    run = denoise(pipeline, settings, Batch(slice(1), [0], torch.tensor([207])), noise, times=times)
     ours = ((codec.decode(run.latents) / 2 + 0.5).clamp(0, 1)).permute(0, 2, 3, 1).numpy()
     assert np.abs(images - ours).max() < 1e-4
 
