@@ -1,6 +1,7 @@
 """`ditzoo sample`."""
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from ditzoo.cli import cli, main
 from ditzoo.media import LatentCodec
 from ditzoo.pipeline import Pipeline
 from ditzoo.pipeline.command import SampleCommand
+from ditzoo.pipeline.jobs import parts_of
 from ditzoo.recipe import Guidance
 from tests.pipeline.pipes import QUICK, tiny
 from tests.zoo import lively
@@ -204,3 +206,21 @@ def test_a_job_that_is_finished_says_so(tmp_path, monkeypatch):
         "ddim, 2 steps, guidance u + 1.5 (c - u); all of them were finished earlier."
     )
     assert tiny().model.num_classes == 10
+
+
+@pytest.mark.parametrize("out", ["all.npz", "folder", "grid.png"])
+def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path, capsys, monkeypatch, out):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("numpy.savez", full)
+    monkeypatch.setattr("PIL.Image.Image.save", full)
+    with pytest.raises(SystemExit) as ended:
+        main(["sample", "dit_ti_2.digits", "--num", "2", "--steps", "2", "--out", str(tmp_path / out)])
+    assert ended.value.code == 2
+    named = tmp_path / out if out == "grid.png" else parts_of(tmp_path / out) / "shard-000000.npz"
+    assert capsys.readouterr().err == (
+        f"ditzoo: {named} cannot be written: No space left on device. Free some space, or write elsewhere.\n"
+    )
+    assert not (tmp_path / out).exists()
+    assert [path.name for path in parts_of(tmp_path / out).glob("*")] in ([], ["job.json"])
