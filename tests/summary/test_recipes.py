@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ditzoo
-from ditzoo.diffusion import guide
+from ditzoo.diffusion import guide, make_process
 from ditzoo.recipe import Guidance, Recipe
 from ditzoo.summary import describe
 from tests.summary.foreign import Foreign
@@ -40,6 +40,37 @@ def in_words(name: str, recipe: Recipe) -> str:
     """The section of a recipe, registered under this name."""
     ditzoo.register_model(name, Foreign, family="foreign", recipe=recipe)
     return section(describe(name), "Recipe")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        ("flow_linear", "data - noise"),
+        ("flow_gvp", "alpha' * data + sigma' * noise, where ' is the derivative in time"),
+        ("flow_vp", "alpha' * data + sigma' * noise, where ' is the derivative in time"),
+    ],
+)
+def test_velocities_in_words_are_what_is_computed(schedule, words, registry_sandbox):
+    recipe = Recipe(prediction="velocity", schedule=schedule)
+    assert in_words("foreign_ti_2", recipe).startswith(f"prediction velocity: {words} schedule {schedule}: ")
+    process, t = make_process(recipe), 0.3
+    data, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), -0.7)
+    d_alpha, d_sigma = process.derivatives(t)
+    formula = words.partition(",")[0].replace("alpha'", "d_alpha").replace("sigma'", "d_sigma")
+    told = eval(formula, {"data": data, "noise": noise, "d_alpha": d_alpha, "d_sigma": d_sigma})
+    torch.testing.assert_close(told, process.target(data, noise, torch.tensor([t])))
+
+
+def test_autoguidance_names_the_weaker_model(registry_sandbox):
+    given = {"prediction": "velocity", "schedule": "flow_linear", "sampler": "heun", "num_inference_steps": 10}
+    text = in_words("foreign_ti_2", Recipe(**given, guidance=Guidance(scale=2.0, kind="autoguidance")))
+    assert (
+        "guidance u + 2 (c - u) on all channels; kind autoguidance; c from the model, u from a weaker model for the "
+        "same label sampler heun, 10 steps: 20 forward passes an image, and as many of the weaker model autoencoder"
+    ) in text
+    assert "null label" not in text
+    off = in_words("foreign_ti_3", Recipe(**given, guidance=Guidance(kind="autoguidance")))
+    assert "guidance none sampler heun, 10 steps: 20 forward passes an image autoencoder" in off
 
 
 def test_what_has_no_words_is_told_where_it_differs_from_its_default(registry_sandbox):
