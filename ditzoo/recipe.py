@@ -145,13 +145,16 @@ class Recipe:
     loss_weighting: LossWeighting = "none"
     """SiT's weights of the losses of noise and score (arXiv:2401.08740, section 3)"""
     min_snr_gamma: float | None = None
-    """weight the squared error by min(snr, gamma) / snr, for noise prediction (arXiv:2303.09556); MDTv2: 5"""
+    """weight the squared error as x0's would be by min(snr, gamma), with snr = (alpha / sigma)^2 (section 3.4 of
+    arXiv:2303.09556): of `"sample"` by min(snr, gamma), of `"epsilon"` by min(snr, gamma) / snr, of `"v_prediction"` by
+    min(snr, gamma) / (snr + 1). The bound of a learned variance is not weighted. MDTv2: 5"""
     guidance: Guidance = field(default_factory=Guidance)
     sampler: Sampler = "ddim"
     num_inference_steps: int = 50
     """steps of the sampler; `ditzoo.diffusion.count_evaluations` tells what they cost"""
     sampler_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """keyword arguments of the sampler that differ from its defaults, such as `{"eta": 1.0}` of `"ddim"`"""
+    """keyword arguments of the sampler that differ from its defaults, such as `{"eta": 1.0}` of `"ddim"`;
+    `ditzoo.diffusion.get_sampler` checks names and values"""
     latent_codec: str | None = None
     """the autoencoder whose latents the network denoises, as named by the authors; None for pixels"""
     latent_scale: float = 1.0

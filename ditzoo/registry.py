@@ -331,8 +331,9 @@ def register_model(
         config: constructor arguments of this name.
         family: an existing family or a new one; letters, digits and underscores.
         paper: title and arXiv number.
-        recipe: how the model is trained and sampled. The quick benchmark trains a model whose recipe is a flow by
-            flow matching.
+        recipe: how the model is trained and sampled. The quick benchmark has a recipe of its own for each objective,
+            and goes by this one's schedule: a flow's trains by flow matching, `"edm"` by EDM's loss, all others, and
+            models without a recipe, by diffusion.
         ours: False where `paper` has a model of exactly this size. Tables mark the others "ours".
 
     Raises:

@@ -214,6 +214,12 @@ def test_named_files_exist(page):
             assert (ROOT / span).exists(), f"{page}: {span}"
 
 
+def test_the_overview_names_every_page_of_the_menu():
+    pages = set(re.findall(r": ([\w-]+\.md)$", text_of("mkdocs.yml"), re.MULTILINE)) - {"index.md"}
+    assert "sampling.md" in pages
+    assert set(re.findall(r"^\| \[.+?\]\(([\w-]+\.md)\) \|", text_of("docs/index.md"), re.MULTILINE)) == pages
+
+
 MODEL_NAME = (
     r"(?:(?:dit|uvit|mdt|mdtv2|diffit|sit)_(?:ti|s|s_deep|m|b|l|xl|h)_\d(?:_(?:adaln|crossattn|incontext))?"
     r"|diffit_unet_(?:ti|\d+))"

@@ -24,9 +24,9 @@ class QuickSuite:
     recipe: Recipe = DIGITS_RECIPE
     """of every model that trains by diffusion; families with token masks add their own masked training pass"""
     flow_recipe: Recipe = DIGITS_FLOW_RECIPE
-    """of the models whose family trains by flow matching, with as many evaluations a sample"""
+    """of the models whose own recipe is a flow, with as many evaluations a sample"""
     edm_recipe: Recipe = DIGITS_EDM_RECIPE
-    """of the models whose family trains by EDM, likewise"""
+    """of the models whose own recipe is EDM's, likewise"""
     num_samples: int = 1_000
     """samples a model, in equal number of each class"""
     sample_batch_size: int = 250

@@ -34,8 +34,8 @@ def settings_of(
 
     Raises:
         ValueError: for a sampler that does not go with the schedule, a step count out of range, guidance that the model
-            cannot have, or both a scale and a guidance.
-        TypeError: for an option that the sampler does not have.
+            cannot have, both a scale and a guidance, or a value that is no choice of its option.
+        TypeError: for an option that the sampler does not have, or a value of the wrong type.
     """
     changes: dict[str, Any] = {}
     if sampler is not None and sampler != recipe.sampler:
@@ -46,7 +46,7 @@ def settings_of(
         changes["sampler_options"] = sampler_options
     changes["guidance"] = _guidance(recipe, model, guidance_scale, guidance)
     settings = replace(recipe, **changes)
-    get_sampler(settings)  # names a misspelt option
+    get_sampler(settings)  # refuses wrong options
     return settings
 
 

@@ -25,7 +25,7 @@ _PREDICTIONS = {
     "epsilon": "the noise",
     "v_prediction": "alpha * noise - sigma * data",
     "sample": "the data",
-    "velocity": "data - noise",
+    "velocity": "alpha' * data + sigma' * noise, where ' is the derivative in time",
     "score": "minus the noise over its standard deviation",
     "edm": "what EDM's preconditioning makes the data of",
 }
@@ -40,6 +40,10 @@ _SCHEDULES = {
     "edm": "noise added to unscaled data, up to a standard deviation of 80",
 }
 _WEIGHTS = {"ema": "the moving average of the weights", "raw": "the last weights"}
+_GUIDED = {
+    "classifier_free": "c with the label, u with the null label",
+    "autoguidance": "c from the model, u from a weaker model for the same label",
+}
 #: of a recipe, told in sentences; what a recipe has besides is listed where it differs from its default
 _TOLD = {
     *("prediction", "schedule", "num_train_timesteps", "guidance", "sampler", "num_inference_steps", "weights"),
@@ -153,10 +157,10 @@ def _recipe(recipe: Recipe | None, in_channels: int) -> Iterator[_Line]:
         yield "", "none given"
         return
     timesteps = f"; {recipe.num_train_timesteps:,} timesteps" if recipe.is_discrete else ""
-    yield "prediction", _explained(recipe.prediction, _PREDICTIONS)
+    yield "prediction", _prediction(recipe)
     yield "schedule", _explained(recipe.schedule, _SCHEDULES) + timesteps
-    meaning = "" if recipe.guidance.is_off else "; c with the label, u with the null label"
-    yield "guidance", guidance_in_words(recipe.guidance, recipe.num_train_timesteps, in_channels) + meaning
+    guidance = guidance_in_words(recipe.guidance, recipe.num_train_timesteps, in_channels)
+    yield "guidance", guidance if recipe.guidance.is_off else f"{guidance}; {_GUIDED[recipe.guidance.kind]}"
     yield "sampler", _sampler(recipe)
     codec = f"{recipe.latent_codec}, latents times {recipe.latent_scale:g}"
     yield "autoencoder", codec if recipe.latent_codec else "none: the model sees pixels"
@@ -167,13 +171,22 @@ def _recipe(recipe: Recipe | None, in_channels: int) -> Iterator[_Line]:
     yield from unusual(recipe, _TOLD)
 
 
+def _prediction(recipe: Recipe) -> str:
+    if recipe.prediction == "velocity" and recipe.schedule == "flow_linear":
+        return "velocity: data - noise"  # alpha' = 1, sigma' = -1
+    return _explained(recipe.prediction, _PREDICTIONS)
+
+
 def _sampler(recipe: Recipe) -> str:
     """Name, steps and cost."""
     evaluations = count_evaluations(recipe)
     if evaluations is None:
         return f"{recipe.sampler}: as many forward passes as its tolerance asks for"
+    steps = f"{recipe.sampler}, {recipe.num_inference_steps:,} steps"
+    if recipe.guidance.kind == "autoguidance" and not recipe.guidance.is_off:
+        return f"{steps}: {evaluations:,} forward passes an image, and as many of the weaker model"
     passes = evaluations * (1 if recipe.guidance.is_off else 2)
-    return f"{recipe.sampler}, {recipe.num_inference_steps:,} steps: {passes:,} forward passes an image"
+    return f"{steps}: {passes:,} forward passes an image"
 
 
 def _explained(choice: str, words: Mapping[str, str]) -> str:

@@ -20,6 +20,7 @@ from ditzoo.bench.report import (
 )
 from ditzoo.bench.runner import REAL, RESULTS, UNTRAINED
 from ditzoo.diffusion import count_evaluations
+from ditzoo.models import DiT
 from ditzoo.recipe import Recipe
 from ditzoo.train import TrainOptions
 
@@ -219,6 +220,23 @@ def test_every_model_trains_by_the_objective_of_its_family(name: str) -> None:
     assert recipe.sampler == {"sit_ti_2": "euler", "diffit_unet_ti": "edm_heun"}.get(name, "ddim")
     rows, _ = read_rows(Path(__file__).parents[2] / "benchmarks" / "results" / "quick.jsonl")
     assert Recipe.from_dict(next(row.recipe for row in rows if row.name == name)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (Recipe(prediction="edm", schedule="edm", num_inference_steps=18), QUICK.edm_recipe),
+        (Recipe(prediction="epsilon", schedule="flow_gvp"), QUICK.flow_recipe),
+        (Recipe(prediction="epsilon", schedule="continuous_vp"), QUICK.recipe),
+        (Recipe(prediction="epsilon", schedule="linear"), QUICK.recipe),
+        (None, QUICK.recipe),
+    ],
+)
+def test_a_registered_model_trains_by_the_objective_of_its_recipe(
+    recipe: Recipe | None, expected: Recipe, registry_sandbox: None
+) -> None:
+    registry.register_model("mine_ti_2", DiT, {"learn_sigma": False}, family="mine", recipe=recipe)
+    assert QUICK.recipe_for("mine_ti_2", registry.create("mine_ti_2", depth=1)) == expected
 
 
 def test_points_that_coincide_share_a_label(finished: QuickRun) -> None:

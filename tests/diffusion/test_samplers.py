@@ -28,7 +28,6 @@ from ditzoo.diffusion import (
     get_sampler,
     guide,
     heun_maruyama_sample,
-    make_process,
     sample_noise,
     unipc_sample,
 )
@@ -536,36 +535,6 @@ def test_recipes_choose_the_sampler():
         assert get_sampler(recipe) is info.function
         assert info.function.__name__ == f"{name}_sample"
         assert info.function is getattr(ditzoo.diffusion, f"{name}_sample")
-
-
-def test_options_of_a_recipe_reach_the_sampler():
-    recipe = dataclasses.replace(recipe_of("linear", "epsilon"), sampler_options={"eta": 1.0})
-    this, x = make_process(recipe), gaussian(4)
-    noise = {"step_noise": StepNoise(0, range(4), (2, 1, 1)), "num_inference_steps": 5}
-    by_recipe = get_sampler(recipe)(denoiser(this), this, x, **noise)
-    assert torch.equal(by_recipe, ddim_sample(denoiser(this), this, x, eta=1.0, **noise))
-    assert not torch.equal(by_recipe, ddim_sample(denoiser(this), this, x, **noise))
-
-
-@pytest.mark.parametrize(
-    ("sampler", "option", "message"),
-    [
-        (
-            "ddim",
-            "etta",
-            r"sampler 'ddim' has no option 'etta'\. Did you mean eta\? Its options: spacing, eta, clip_",
-        ),
-        ("edm_heun", "churn", r"sampler 'edm_heun' has no option 'churn'\. Did you mean s_churn\?"),
-        ("euler", "step_noise", r"sampler 'euler' has no option 'step_noise'\. Its options: spacing\."),
-        ("ddim", "times", r"sampler 'ddim' has no option 'times'"),
-        ("euler_maruyama", "laststep", r"no option 'laststep'\. Did you mean last_step"),
-    ],
-)
-def test_a_misspelt_option_is_named_with_the_nearest(sampler, option, message):
-    kind = ("linear", "epsilon") if sampler == "ddim" else ("flow_linear", "velocity")
-    recipe = dataclasses.replace(recipe_of(*kind), sampler=sampler, sampler_options={option: 1})
-    with pytest.raises(TypeError, match=message):
-        get_sampler(recipe)
 
 
 def test_samplers_take_the_same_arguments():

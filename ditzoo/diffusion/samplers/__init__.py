@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from typing import get_type_hints
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from ditzoo.diffusion.samplers.exponential import (
 )
 from ditzoo.diffusion.samplers.frame import Callback, NoiseOfStep, NonFiniteSampleError, SamplingStep
 from ditzoo.diffusion.samplers.ode import dopri5_sample, edm_heun_sample, euler_sample, heun_sample
+from ditzoo.diffusion.samplers.options import check_option
 from ditzoo.diffusion.samplers.sde import euler_maruyama_sample, heun_maruyama_sample
 from ditzoo.recipe import Recipe, Sampler
 
@@ -121,14 +123,17 @@ def get_sampler(recipe: Recipe) -> Callable[..., Tensor]:
     """The sampler that a recipe names with the recipe's `sampler_options`, called as `ddim_sample` is.
 
     Raises:
-        TypeError: for an option that the sampler does not have; the nearest are named.
+        TypeError: for an option that the sampler does not have, naming the nearest, or a value of the wrong type.
+        ValueError: for a value that is no choice of its option, or a number that is not finite.
     """
     info = SAMPLERS[recipe.sampler]
-    for option in recipe.sampler_options:
+    parameters, annotations = inspect.signature(info.function).parameters, get_type_hints(info.function)
+    for option, value in recipe.sampler_options.items():
         if option not in info.options:
             near = get_close_matches(option, info.options, n=3, cutoff=0.6)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise TypeError(
                 f"sampler {recipe.sampler!r} has no option {option!r}.{hint} Its options: {', '.join(info.options)}."
             )
+        check_option(recipe.sampler, option, value, annotations[option], parameters[option].default)
     return partial(info.function, **recipe.sampler_options) if recipe.sampler_options else info.function

@@ -107,14 +107,19 @@ def ddim_sample(
     for step in range(run.num_steps):
         estimate = run.estimate(x, run.times[step])
         if clip_sample:
-            alpha, sigma = process.level(run.times[step])
             x0 = estimate.x0.clamp(-1, 1)
-            estimate = run.last = Estimate(x0, (x - alpha * x0) / sigma, estimate.output)
+            estimate = run.last = Estimate(x0, noise_beside(process, x, x0, run.times[step]), estimate.output)
         x, added = ddim_step(process, estimate, run.times[step], run.times[step + 1], eta)
         if added > 0:
             x = x + added * drawn(step_noise, step, x, "DDIM with eta above 0")
         x = run.finish(step, x)
     return x
+
+
+def noise_beside(process: Process, x: Tensor, x0: Tensor, time: float) -> Tensor:
+    """The noise in x = alpha x0 + sigma noise."""
+    alpha, sigma = process.level(time)
+    return (x - alpha * x0) / sigma
 
 
 def ddim_step(process: Process, estimate: Estimate, start: float, end: float, eta: float = 0.0) -> tuple[Tensor, float]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ditzoo.diffusion.guidance import Denoiser
 from ditzoo.diffusion.process import LOG_SNR_LIMIT, Estimate, Process, Spacing
-from ditzoo.diffusion.samplers.diffusion import ddim_step
+from ditzoo.diffusion.samplers.diffusion import ddim_step, noise_beside
 from ditzoo.diffusion.samplers.frame import Callback, Run, grid
 
 Predicted = Literal["x0", "noise"]
@@ -315,7 +315,8 @@ def unipc_sample(
         history = [(here, estimate.x0), *history][:order]
         before = x
         if math.isinf(here) or math.isinf(there):
-            x = _towards(process, x, estimate.x0, start, end)
+            corrected = estimate._replace(noise=noise_beside(process, x, estimate.x0, start))
+            x, _ = ddim_step(process, corrected, start, end)
         else:
             history = _usable(history, there - here, lower_order)
             x = _unipc_step(process, x, history, start, end)
@@ -324,12 +325,6 @@ def unipc_sample(
             history = []
         x = finished
     return x
-
-
-def _towards(process: Process, x: Tensor, x0: Tensor, start: float, end: float) -> Tensor:
-    """First order with an infinite h: the noise of x beside x0 stays."""
-    (alpha, sigma), (next_alpha, next_sigma) = process.level(start), process.level(end)
-    return next_alpha * x0 + next_sigma * (x - alpha * x0) / sigma
 
 
 def _unipc_step(

@@ -94,9 +94,7 @@ class Run:
 
     def velocity(self, x: Tensor, time: float) -> Tensor:
         """dx / dt of the probability flow at a time: one evaluation."""
-        d_alpha, d_sigma = self.process.derivatives(time)
-        estimate = self.estimate(x, time)
-        return d_alpha * estimate.x0 + d_sigma * estimate.noise
+        return flow_velocity(self.process, self.estimate(x, time), time)
 
     def finish(self, number: int, x: Tensor) -> Tensor:
         """Note that a step, counted from 0, has given x; x, or what the callback puts in its place."""
@@ -109,6 +107,12 @@ class Run:
         time = self.times[number + 1]
         replaced = self.callback(SamplingStep(number + 1, self.num_steps, time, x, x0, self.evaluations))
         return replaced if isinstance(replaced, Tensor) else x
+
+
+def flow_velocity(process: Process, estimate: Estimate, time: float) -> Tensor:
+    """dx / dt = alpha' x0 + sigma' noise of the probability flow, as an estimate at this time has it."""
+    d_alpha, d_sigma = process.derivatives(time)
+    return d_alpha * estimate.x0 + d_sigma * estimate.noise
 
 
 def grid(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ditzoo.diffusion.guidance import Denoiser
-from ditzoo.diffusion.process import LOG_SNR_LIMIT, GaussianDiffusion, Process, Spacing
+from ditzoo.diffusion.process import EDM, LOG_SNR_LIMIT, GaussianDiffusion, Process, Spacing
 from ditzoo.diffusion.samplers.frame import Callback, NoiseOfStep, Run, drawn, grid
 from ditzoo.recipe import DISCRETE_SAMPLERS
 
@@ -153,6 +153,10 @@ def edm_heun_sample(
     """Algorithm 2 of arXiv:2206.00364: Heun's method in the noise level sigma / alpha, Euler's in a last step to the
     data, with noise thrown in before each step where `s_churn` is above 0. Works with every process, on x / alpha.
 
+    Networks trained by EDM take any noise level, and get what the algorithm asks for. Others know none above that of
+    their process's first time, so noise is thrown in up to the level of the first of `times` only. Steps of rising
+    noise, which invert the sampler, add none.
+
     2 N - 1 evaluations in N steps where the last one reaches the data. Arguments as `ddim_sample`, and:
 
     Args:
@@ -167,11 +171,13 @@ def edm_heun_sample(
     run = Run(model, process, y, times, callback)
     if math.isinf(process.noise_level(times[0])):  # x / alpha needs some signal
         times[0] = run.times[0] = process.time_at(-LOG_SNR_LIMIT)
+    most = math.inf if isinstance(process, EDM) else process.noise_level(times[0])
     x = x / process.level(times[0])[0]
     for step, (start, end) in enumerate(itertools.pairwise(times)):
         low, high = process.noise_level(end), process.noise_level(start)
-        gamma = min(s_churn / run.num_steps, math.sqrt(2) - 1) if s_tmin <= high <= s_tmax else 0.0
-        raised = min(high * (1 + gamma), process.noise_level(times[0]))
+        churned = low < high and s_tmin <= high <= s_tmax
+        gamma = min(s_churn / run.num_steps, math.sqrt(2) - 1) if churned else 0.0
+        raised = min(high * (1 + gamma), most)
         if raised > high:
             noise = drawn(step_noise, step, x, "EDM's sampler with s_churn above 0")
             x = x + math.sqrt(raised**2 - high**2) * s_noise * noise

@@ -10,9 +10,9 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from ditzoo.diffusion.guidance import Denoiser
-from ditzoo.diffusion.process import Estimate, FlowMatching, Process
+from ditzoo.diffusion.process import FlowMatching, Process
 from ditzoo.diffusion.process.base import check_steps
-from ditzoo.diffusion.samplers.frame import Callback, NoiseOfStep, Run, drawn, grid
+from ditzoo.diffusion.samplers.frame import Callback, NoiseOfStep, Run, drawn, flow_velocity, grid
 from ditzoo.diffusion.samplers.ode import check_continuous
 
 DiffusionForm = Literal["sbdm", "sigma", "constant", "linear", "decreasing", "increasing_decreasing"]
@@ -127,11 +127,7 @@ class _ReverseSDE:
         """What the drift at `start` adds on the way to `end`, and w: one evaluation."""
         estimate, w = run.estimate(x, start), self.w(start)
         pull = self._w_over_sigma(start, w) * abs(end - start) * estimate.noise  # w times the score -noise / sigma
-        return self.velocity(estimate, start) * (end - start) - pull, w
-
-    def velocity(self, estimate: Estimate, t: float) -> Tensor:
-        d_alpha, d_sigma = self.process.derivatives(t)
-        return d_alpha * estimate.x0 + d_sigma * estimate.noise
+        return flow_velocity(self.process, estimate, start) * (end - start) - pull, w
 
     def _w_over_sigma(self, t: float, w: float) -> float:
         if self.form == "sigma":

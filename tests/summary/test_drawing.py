@@ -1,0 +1,113 @@
+"""Whether the drawings of all models show what the networks do."""
+# ruff: noqa: RUF001 (the drawings multiply with ×)
+
+import re
+
+import pytest
+import torch
+
+import ditzoo
+from ditzoo.models import DiffusionTransformer
+from ditzoo.summary import draw_blocks, drawable
+from tests.summary.reading import layers_in, links_in, passes_in
+from tests.zoo import EVERY_NAME, on_meta
+
+
+def test_a_built_model_is_drawn_as_its_shapes_are_and_left_as_it_was():
+    model = ditzoo.create("mdt_ti_2").train()
+    before = {name: (value, value.clone()) for name, value in model.state_dict(keep_vars=True).items()}
+    assert draw_blocks(model) == draw_blocks(on_meta("mdt_ti_2"))
+    assert model.training
+    for name, value in model.state_dict(keep_vars=True).items():
+        assert value is before[name][0]
+        assert torch.equal(value, before[name][1])
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+
+
+def test_ascii_says_the_same():
+    drawing = draw_blocks(on_meta("mdtv2_ti_2"))
+    signs = dict(zip("│─┘┐├┬┴◄×", "|-+++++<x", strict=True))
+    assert draw_blocks(on_meta("mdtv2_ti_2"), ascii=True) == "".join(signs.get(sign, sign) for sign in drawing)
+    assert "".join(signs.get(sign, sign) for sign in drawing).isascii()
+    assert drawable("utf-8")
+    assert not drawable("latin-1")
+    assert not drawable(None)
+    assert not drawable("no-such-encoding")
+
+
+def shallow(name: str) -> DiffusionTransformer:
+    """The same network with fewer blocks, for speed."""
+    config = ditzoo.model_info(name).config
+    if "depth" not in config:
+        return on_meta(name)
+    return on_meta(name, depth=min(config["depth"], config.get("decode_layer", 0) + 6))
+
+
+@pytest.mark.parametrize("name", EVERY_NAME)
+def test_drawings_show_every_link(name):
+    model = on_meta(name)
+    drawing = draw_blocks(model)
+    assert max(len(line) for line in drawing.splitlines()) <= 88
+    expected = []
+    for first, second in (("in_blocks", "out_blocks"), ("en_inblocks", "en_outblocks")):
+        if hasattr(model, first):
+            last = len(getattr(model, first)) - 1
+            span = f".0-{last}" if last else ".0"
+            expected.append((f"{first}{span}", f"{second}{span}", f"{first}.{last}-0" if last else f"{first}.0"))
+    if hasattr(model, "de_blocks"):
+        last = len(model.de_blocks) - 1
+        tip = ("de_blocks.0" + f"-{last}" * bool(last), "into each" * bool(last))
+        expected.append(("(+) pos_embed", *tip))
+    if hasattr(model, "decoder"):  # one from the last block of each resolution to where the decoder reaches it
+        stages = range(len(model.decoder))
+        last = [len(stage.blocks) - 1 for stage in model.encoder]
+        for number, i in enumerate(reversed(stages)):
+            source = f"encoder.{i}.blocks.0" + f"-{last[i]}" * bool(last[i])
+            expected.append((source, f"decoder.{number}.match", f"encoder.{i}.blocks.{last[i]}"))
+    plain, *masked = passes_in(drawing)
+    assert links_in(plain) == expected
+    assert len(masked) == model.supports_masking
+    for one in masked:
+        interpolated = ("(+) decoder_pos_embed", "(+)", "× (1 - mask.mask)")
+        assert links_in(one) == [*expected[:-1], interpolated, *expected[-1:]]
+
+
+@pytest.mark.parametrize("name", ditzoo.list_models())
+def test_drawings_show_every_block_in_order(name):
+    model = shallow(name)
+    drawing = draw_blocks(model)
+    assert not any(line.endswith(" ") for line in drawing.splitlines())
+    blocks, side = set(model.block_names()), model.input_size
+    passes = passes_in(drawing)
+    for number, one in enumerate(passes):
+        drawn = layers_in(one)
+        assert [layer for layer in drawn if layer in blocks] == model.block_names()
+        assert ("sideblocks.0" in drawn) == bool(number)
+        given = "t, y" if model.num_classes else "t"
+        assert re.search(rf"^ x \({model.in_channels}, {side}, {side}\), with {given}", one, re.MULTILINE)
+        assert one.rstrip().endswith(f"\n output ({model.out_channels}, {side}, {side})")
+    assert len(passes) == 1 + model.supports_masking
+    titles = re.sub(r"\n(?=[a-z]+(\.\d|\.\w+\.\d| each\)))", " ", drawing)  # long ones are broken
+    kinds = re.findall(r"^(\w+): ([\w.]+).*\(([\d,]+) parameters", titles, re.MULTILINE)
+    assert {type(model.get_submodule(block)).__name__ for block in blocks} <= {kind for kind, *_ in kinds}
+    for kind, place, size in kinds:
+        layer = model.get_submodule(place)
+        assert type(layer).__name__ == kind
+        assert sum(parameter.numel() for parameter in layer.parameters()) == int(size.replace(",", ""))
+
+
+def test_options_change_the_drawing():
+    assert "mask" not in draw_blocks(on_meta("mdt_ti_2", mask_ratio=None)).replace("mask_token", "")
+    unconditional = draw_blocks(on_meta("dit_ti_2", num_classes=0))
+    assert "y_embedder" not in unconditional
+    assert unconditional.startswith("c (64) = t_embedder(t)\n")
+    assert "\n x (1, 8, 8), with t\n" in unconditional
+    assert "(17, 96)" in draw_blocks(on_meta("uvit_ti_2", num_classes=0))
+    without = draw_blocks(on_meta("uvit_ti_2", skip=False))
+    assert "skip_linear" not in without
+    assert "◄" not in passes_in(without)[0]  # the blocks get a skip and do not look at it
+    conv = draw_blocks(on_meta("uvit_ti_2", conv=True, mlp_time_embed=True))
+    assert " final_layer   Conv2d 1 -> 1, 3x3\n" in conv
+    assert "time_embed(cat(cos(t), sin(t)))" in conv
+    deep = draw_blocks(on_meta("uvit_ti_2", depth=11))
+    assert "out_blocks.0-4  5 x UViTBlock ◄ in_blocks.4-0 ─" in deep

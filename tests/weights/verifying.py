@@ -1,0 +1,37 @@
+"""Weights to verify, and what tests read out of a verification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ditzoo.weights import Check, Verification, verify
+from tests.zoo import lively
+
+State = dict[str, Tensor]
+
+
+def rows(result: Verification) -> dict[str, Check]:
+    assert len({check.name for check in result.checks}) == len(result.checks)
+    return {check.name: check for check in result.checks}
+
+
+def statuses(result: Verification) -> dict[str, str]:
+    return {check.name: check.status for check in result.checks}
+
+
+def weights_of(name: str, **options: object) -> State:
+    return {key: value.clone() for key, value in lively(name, **options).state_dict().items()}
+
+
+def verify_state(name: str, state: object, folder: Path, **options: object) -> Verification:
+    torch.save(state, folder / "weights.pt")
+    return verify(name, folder / "weights.pt", **options)
+
+
+def eight_bits(state: State) -> None:
+    """Store weights in a precision that no network here computes in."""
+    for key, value in state.items():
+        state[key] = value.to(torch.float8_e4m3fn)
