@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from ditzoo import registry
 from ditzoo.models import DiffusionTransformer
-from ditzoo.models.base import DIGITS_EDM_RECIPE, DIGITS_FLOW_RECIPE, DIGITS_RECIPE
+from ditzoo.models.digits import DIGITS_EDM_RECIPE, DIGITS_FLOW_RECIPE, DIGITS_RECIPE
 from ditzoo.recipe import Recipe
 from ditzoo.train import TrainOptions
 

@@ -1,9 +1,10 @@
 """The model families. A new one is a file or folder here and a line in `FAMILIES`."""
 
 from ditzoo.models import diffit, dit, mdt, sit, uvit
-from ditzoo.models.base import Architecture, Checkpoint, DiffusionTransformer, Family, Intermediates
+from ditzoo.models.base import DiffusionTransformer, Intermediates
 from ditzoo.models.diffit import DiffiT, DiffiTUNet
 from ditzoo.models.dit import DiT
+from ditzoo.models.families import Architecture, Checkpoint, Family
 from ditzoo.models.mdt import MDT, MDTv2
 from ditzoo.models.sit import SiT
 from ditzoo.models.uvit import UViT

@@ -1,4 +1,4 @@
-"""The contract that every model of the zoo keeps, and the dataclasses in which a family declares itself.
+"""The contract that every model of the zoo keeps.
 
 Letters in shape comments: B batch, C input channels, C' output channels, H and W height and width of the
 input, N tokens, K kept tokens, D hidden width, p patch side.
@@ -6,10 +6,8 @@ input, N tokens, K kept tokens, D hidden width, p patch side.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -17,7 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ditzoo.layers import TokenMask, UnusedWeights
-from ditzoo.recipe import Guidance, Recipe
+from ditzoo.models.inputs import check_arguments
+from ditzoo.models.options import check_options
+from ditzoo.models.state_dicts import accept_official_state
+from ditzoo.recipe import Recipe
 
 #: Constructor options that every model has; see `DiffusionTransformer`.
 SHARED_OPTIONS = (
@@ -89,7 +90,7 @@ class DiffusionTransformer(nn.Module):
         self.config: dict[str, Any] = {
             option: value for option, value in arguments.items() if option not in ("self", "__class__")
         }
-        _check_config(type(self).__name__, self.config)
+        check_options(type(self).__name__, self.config)
         options = {**self.config, **derived}
         self.input_size: int = options["input_size"]
         self.patch_size: int = options["patch_size"]
@@ -105,7 +106,7 @@ class DiffusionTransformer(nn.Module):
         self.out_channels = self.head_channels if self.returns_variance else self.in_channels
         self.grid = (self.input_size // self.patch_size, self.input_size // self.patch_size)
         self.grad_checkpointing = False
-        self.register_load_state_dict_pre_hook(_accept_official_state)
+        self.register_load_state_dict_pre_hook(accept_official_state)
 
     # What a family provides.
 
@@ -302,286 +303,4 @@ class DiffusionTransformer(nn.Module):
 
     def check_inputs(self, x: Tensor, t: Tensor, y: Tensor | None, mask: TokenMask | None) -> tuple[int, int]:
         """Check a forward's arguments; return the token grid. Errors as documented in `forward`."""
-        name = type(self).__name__
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"x must be a floating-point tensor, got {kind}.")
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"{name} takes x of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}; build it with "
-                "in_channels=... for another channel count."
-            )
-        batch = x.shape[0]
-        if not isinstance(t, Tensor):
-            raise TypeError(f"t must be a tensor of one time a sample, got {t!r}.")
-        if t.ndim != 1 or t.shape[0] != batch:
-            raise ValueError(f"t has shape {tuple(t.shape)}; give one time a sample: ({batch},).")
-        grid = self.token_grid(x.shape[2], x.shape[3])
-        self._check_labels(y, batch)
-        if mask is not None:
-            self._check_mask(mask, batch, grid[0] * grid[1])
-        return grid
-
-    def _check_labels(self, y: Tensor | None, batch: int) -> None:
-        name = type(self).__name__
-        if self.num_classes == 0:
-            if y is not None:
-                raise ValueError(f"this {name} is unconditional (num_classes=0) and takes no y.")
-            return
-        if y is None:
-            raise ValueError(
-                f"y is missing: this {name} is conditioned on {self.num_classes} classes; give (B,) int64 "
-                "labels, or build it with num_classes=0."
-            )
-        if not isinstance(y, Tensor):
-            raise TypeError(f"y must be an int64 tensor, got {type(y).__name__}; use torch.tensor(y).")
-        if y.dtype != torch.int64:
-            raise TypeError(f"y must be int64, got {y.dtype}; use y.long().")
-        if y.ndim != 1 or y.shape[0] != batch:
-            raise ValueError(f"y has shape {tuple(y.shape)}; give one label a sample: ({batch},).")
-        # A look at the values would synchronise an accelerator and break a trace; fake tensors have none.
-        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(y) is not Tensor  # type: ignore[attr-defined]
-        if y.device.type == "cpu" and not tracing and batch:
-            low, high = (int(v) for v in torch.aminmax(y))
-            if low < 0 or high >= self.num_label_rows:
-                null = f" ({self.null_label} is the null label)" if self.null_label is not None else ""
-                raise ValueError(
-                    f"label {low if low < 0 else high} is out of range: this {name} takes labels from 0 to "
-                    f"{self.num_label_rows - 1}{null}."
-                )
-
-    def _check_mask(self, mask: TokenMask, batch: int, num_tokens: int) -> None:
-        name = type(self).__name__
-        if not self.supports_masking:
-            raise ValueError(f"{name} does not take a mask; only MDT and MDTv2 do. Call it without mask=.")
-        if not isinstance(mask, TokenMask):
-            raise TypeError(f"mask is a {type(mask).__name__}; make a TokenMask with ditzoo.random_token_mask().")
-        if mask.mask.shape != (batch, num_tokens):
-            raise ValueError(
-                f"mask covers {tuple(mask.mask.shape)} tokens, but x has ({batch}, {num_tokens}); make it with "
-                f"ditzoo.random_token_mask({batch}, {num_tokens}, ratio)."
-            )
-
-
-def _accept_official_state(module: DiffusionTransformer, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-    """Take off what training scripts wrap around a state dict, and the buffers that ditzoo computes."""
-    if not prefix:
-        bare = unwrap_state(state_dict)
-        state_dict.clear()
-        state_dict.update(bare)
-    for key in list(state_dict):
-        if key.startswith(prefix) and is_constant_buffer(module, key):
-            del state_dict[key]
-
-
-def unwrap_state(state: Mapping[str, Any], nests: Sequence[str] = ("ema",)) -> dict[str, Any]:
-    """A state dict without what training scripts wrap around it: the first of the `nests` that it has, and the
-    prefixes `module.` (data-parallel training) and `_orig_mod.` (`torch.compile`)."""
-    found = next((state[nest] for nest in nests if isinstance(state.get(nest), Mapping)), state)
-    bare = {}
-    for key, value in found.items():
-        while key.startswith(("module.", "_orig_mod.")):
-            key = key.partition(".")[2]
-        bare[key] = value
-    return bare
-
-
-def is_constant_buffer(module: type[DiffusionTransformer] | DiffusionTransformer, key: str) -> bool:
-    """Whether an official state dict's entry is a buffer that ditzoo computes."""
-    return key.rpartition(".")[2] in module.constant_buffers
-
-
-def initialize_like_dit(model: nn.Module) -> None:
-    """DiT's initialisation, shared by MDT and DiffiT: Xavier uniform for every linear layer and for the patch
-    projection, zero biases, and 0.02 for the embedders. Zeroed layers come after it, in the family's file."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(module.weight.flatten(1))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for name in ("t_embedder", "y_embedder"):
-        if (embedder := getattr(model, name, None)) is not None:
-            embedder.reset_parameters()
-
-
-def zero_parameters(*modules: nn.Module) -> None:
-    """Set weights and biases to zero."""
-    for layer in modules:
-        for parameter in layer.parameters():
-            nn.init.zeros_(parameter)
-
-
-def check_integer(name: str, option: str, value: object) -> None:
-    """Refuse what is no whole number, True and 2.0 included."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: {option} must be an integer, got {value!r}.")
-
-
-def check_number(name: str, option: str, value: object) -> None:
-    """Refuse what is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise TypeError(f"{name}: {option} must be a finite number, got {value!r}.")
-
-
-def check_at_least(name: str, option: str, value: int, least: int) -> None:
-    """Refuse what is no whole number or too small a one."""
-    check_integer(name, option, value)
-    if value < least:
-        raise ValueError(f"{name}: {option} must be at least {least}, got {value}.")
-
-
-def check_divisible(name: str, option: str, value: int, by: str, divisor: int) -> None:
-    """Refuse what leaves a remainder, and name the next that does not."""
-    if value % divisor:
-        raise ValueError(
-            f"{name}: {option} {value} is not divisible by {by} {divisor}; the next that is: "
-            f"{(value // divisor + 1) * divisor}."
-        )
-
-
-def _check_config(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse sizes no network can have, before any memory is asked for."""
-    # A network that derives the last four from options of its own checks these.
-    for option in ("input_size", "in_channels", "patch_size", "hidden_size", "depth", "num_heads"):
-        if option in config or option in ("input_size", "in_channels"):
-            check_at_least(name, option, config[option], 1)
-    check_at_least(name, "num_classes", config["num_classes"], 0)
-    for option in ("mlp_ratio", "class_dropout_prob"):
-        check_number(name, option, config[option])
-    for option in ("learn_sigma", "qkv_bias", "mlp_time_embed", "conv", "skip"):
-        if option in config and not isinstance(config[option], bool):
-            raise TypeError(f"{name}: {option} must be True or False, got {config[option]!r}.")
-    if config["mlp_ratio"] <= 0:
-        raise ValueError(f"{name}: mlp_ratio must be above 0, got {config['mlp_ratio']}.")
-    if not 0 <= config["class_dropout_prob"] < 1:
-        raise ValueError(f"{name}: class_dropout_prob must be in [0, 1), got {config['class_dropout_prob']}.")
-    if "patch_size" in config:
-        check_divisible(name, "input_size", config["input_size"], "patch_size", config["patch_size"])
-    if "hidden_size" in config:
-        width = config["hidden_size"]
-        if int(width * config["mlp_ratio"]) < 1:
-            raise ValueError(f"{name}: mlp_ratio {config['mlp_ratio']} leaves the MLP no width; the families use 4.")
-        check_divisible(name, "hidden_size", width, "num_heads", config["num_heads"])
-        if width % 4:
-            raise ValueError(f"{name}: hidden_size {width} is not divisible by 4, as position tables need.")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Published weights: the tag behind the dot of `dit_xl_2.in256`.
-
-    Attributes:
-        config: what the published network changes against the bare name.
-        source: where its authors put it.
-        licence: of the weights, in their authors' words.
-        data: what it was trained on.
-        recipe: how it was trained and is sampled; the architecture's where None.
-        packaged: whether the file comes with ditzoo.
-    """
-
-    config: Mapping[str, Any]
-    source: str
-    licence: str
-    data: str
-    recipe: Recipe | None = None
-    packaged: bool = False
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One named network.
-
-    Attributes:
-        name: registry name, `family_size_patch`.
-        model_cls: its class.
-        config: constructor arguments; what is not named keeps the class's default.
-        ours: True where no paper has this size; such models are marked in every table.
-        checkpoints: published weights by tag.
-        recipe: how the authors train and sample weights of this size; the family's where None.
-    """
-
-    name: str
-    model_cls: type[DiffusionTransformer]
-    config: Mapping[str, Any]
-    ours: bool = False
-    checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)
-    recipe: Recipe | None = None
-
-
-@dataclass(frozen=True)
-class Family:
-    """What one model file offers the registry.
-
-    Attributes:
-        name: short name, as in `list_models(family="dit")`.
-        title: name in print.
-        summary: one sentence on what sets the family apart.
-        paper: title and arXiv number.
-        recipe: how the authors train and sample it, unless an architecture or a checkpoint says otherwise.
-        architectures: its named networks.
-    """
-
-    name: str
-    title: str
-    summary: str
-    paper: str
-    recipe: Recipe
-    architectures: Sequence[Architecture]
-
-
-#: The tiny models of every family: digits in, for tests, teaching and the quick benchmark.
-TINY: dict[str, Any] = {
-    "input_size": 8,
-    "patch_size": 2,
-    "in_channels": 1,
-    "num_classes": 10,
-    "learn_sigma": False,
-}
-
-
-#: The published latent models see the latents of Stable Diffusion's fine-tuned autoencoder, scaled like this.
-SD_VAE: dict[str, Any] = {"latent_codec": "stabilityai/sd-vae-ft-ema", "latent_scale": 0.18215}
-
-
-def pixel_recipe(recipe: Recipe) -> Recipe:
-    """The same recipe without an autoencoder and without a learned variance."""
-    return replace(recipe, latent_codec=None, latent_scale=1.0, variance="fixed_large", loss="mse")
-
-
-#: How the tiny models learn the digits, in the quick benchmark and for the weights that come with ditzoo.
-DIGITS_RECIPE = Recipe(
-    prediction="v_prediction",
-    schedule="cosine",
-    guidance=Guidance(scale=1.5),
-    sampler="ddim",
-    num_inference_steps=25,
-)
-#: The same for families that learn by flow matching, with as many evaluations a sample.
-DIGITS_FLOW_RECIPE = Recipe(
-    prediction="velocity",
-    schedule="flow_linear",
-    guidance=Guidance(scale=1.5),
-    sampler="euler",
-    num_inference_steps=25,
-)
-#: The same for families that learn by EDM: 25 evaluations in 13 steps.
-DIGITS_EDM_RECIPE = Recipe(
-    prediction="edm",
-    schedule="edm",
-    guidance=Guidance(scale=1.5),
-    sampler="edm_heun",
-    num_inference_steps=13,
-)
-DIGITS_DATA = "1,297 handwritten digits of 8x8 pixels, scikit-learn's load_digits"
-
-
-def digits_checkpoint(recipe: Recipe = DIGITS_RECIPE) -> Checkpoint:
-    """Packaged weights of a tiny model."""
-    return Checkpoint(
-        config={},
-        source="packaged with ditzoo; benchmarks/train_digits_weights.py trains them",
-        licence="Apache-2.0",
-        data=DIGITS_DATA,
-        recipe=recipe,
-        packaged=True,
-    )
+        return check_arguments(self, x, t, y, mask)

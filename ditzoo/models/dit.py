@@ -33,18 +33,10 @@ from ditzoo.layers import (
     sincos_position_table,
     unpatchify,
 )
-from ditzoo.models.base import (
-    SD_VAE,
-    TINY,
-    Architecture,
-    Checkpoint,
-    DiffusionTransformer,
-    Family,
-    digits_checkpoint,
-    initialize_like_dit,
-    pixel_recipe,
-    zero_parameters,
-)
+from ditzoo.models.base import DiffusionTransformer
+from ditzoo.models.digits import TINY, digits_checkpoint
+from ditzoo.models.families import SD_VAE, Architecture, Checkpoint, Family, pixel_recipe
+from ditzoo.models.initialization import initialize_like_dit, zero_parameters
 from ditzoo.recipe import Guidance, Recipe
 
 Conditioning = Literal["adaln_zero", "adaln", "cross_attention", "in_context"]

@@ -29,22 +29,12 @@ from ditzoo.layers import (
     sincos_position_table,
     unpatchify,
 )
-from ditzoo.models.base import (
-    DIGITS_RECIPE,
-    SD_VAE,
-    TINY,
-    Architecture,
-    Checkpoint,
-    DiffusionTransformer,
-    Family,
-    check_integer,
-    check_number,
-    digits_checkpoint,
-    initialize_like_dit,
-    pixel_recipe,
-    zero_parameters,
-)
+from ditzoo.models.base import DiffusionTransformer
+from ditzoo.models.digits import DIGITS_RECIPE, TINY, digits_checkpoint
 from ditzoo.models.dit import SIZES
+from ditzoo.models.families import SD_VAE, Architecture, Checkpoint, Family, pixel_recipe
+from ditzoo.models.initialization import initialize_like_dit, zero_parameters
+from ditzoo.models.options import check_integer, check_number
 from ditzoo.recipe import Guidance, Recipe
 
 Grid = tuple[int, int]

@@ -9,16 +9,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ditzoo.layers import TokenMask, UnusedWeights
-from ditzoo.models.base import (
-    DIGITS_FLOW_RECIPE,
-    SD_VAE,
-    Architecture,
-    Checkpoint,
-    Family,
-    digits_checkpoint,
-    pixel_recipe,
-)
+from ditzoo.models.digits import DIGITS_FLOW_RECIPE, digits_checkpoint
 from ditzoo.models.dit import SIZES, TINY_SIZE, DiT
+from ditzoo.models.families import SD_VAE, Architecture, Checkpoint, Family, pixel_recipe
 from ditzoo.recipe import Guidance, Recipe
 
 

@@ -22,15 +22,9 @@ from ditzoo.layers import (
     uninitialized_embedding,
     unpatchify,
 )
-from ditzoo.models.base import (
-    TINY,
-    Architecture,
-    Checkpoint,
-    DiffusionTransformer,
-    Family,
-    digits_checkpoint,
-    pixel_recipe,
-)
+from ditzoo.models.base import DiffusionTransformer
+from ditzoo.models.digits import TINY, digits_checkpoint
+from ditzoo.models.families import Architecture, Checkpoint, Family, pixel_recipe
 from ditzoo.recipe import Guidance, Recipe
 
 

@@ -13,7 +13,7 @@ from ditzoo import __version__, models, registry
 from ditzoo.media import Codec, LabelNames
 from ditzoo.media.files import writing
 from ditzoo.models import DiffusionTransformer
-from ditzoo.models.base import DIGITS_DATA
+from ditzoo.models.digits import DIGITS_DATA
 from ditzoo.recipe import Recipe
 from ditzoo.weights import load_state_dict
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ditzoo.models.base import unwrap_state
+from ditzoo.models.state_dicts import unwrap_state
 from ditzoo.weights.checks import message, short, shown
 
 Nest = Literal["ema", "raw"]

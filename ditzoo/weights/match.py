@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ditzoo import registry
 from ditzoo.models import DiffusionTransformer
-from ditzoo.models.base import is_constant_buffer
+from ditzoo.models.state_dicts import is_constant_buffer
 from ditzoo.weights.files import FLOATS, WeightsFile, sampled_hash
 
 #: Name -> shape.

@@ -8,7 +8,7 @@ from functools import cache
 import ditzoo
 from ditzoo.diffusion import GaussianDiffusion, ddim_sample, guide, sample_noise
 from ditzoo.media import LabelNames
-from ditzoo.models.base import DIGITS_EDM_RECIPE, DIGITS_FLOW_RECIPE, DIGITS_RECIPE
+from ditzoo.models.digits import DIGITS_EDM_RECIPE, DIGITS_FLOW_RECIPE, DIGITS_RECIPE
 from ditzoo.pipeline import Pipeline
 from ditzoo.recipe import Recipe
 from tests.zoo import lively

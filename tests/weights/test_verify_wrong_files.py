@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import ditzoo
 from ditzoo import registry
-from ditzoo.models.base import Checkpoint
+from ditzoo.models import Checkpoint
 from ditzoo.weights import Check, verify
 from tests.weights.verifying import State, eight_bits, rows, statuses, verify_state, weights_of
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ditzoo.models.base import DIGITS_EDM_RECIPE, TINY, Architecture, Family, digits_checkpoint, pixel_recipe
 from ditzoo.models.diffit.latent import CHECKPOINTS, RECIPE, DiffiT
 from ditzoo.models.diffit.unet import UNET_SIZES, DiffiTUNet
+from ditzoo.models.digits import DIGITS_EDM_RECIPE, TINY, digits_checkpoint
 from ditzoo.models.dit import SIZES
+from ditzoo.models.families import Architecture, Family, pixel_recipe
 from ditzoo.recipe import Recipe
 
 __all__ = ["FAMILY", "DiffiT", "DiffiTUNet"]

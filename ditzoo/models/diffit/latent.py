@@ -29,7 +29,9 @@ from ditzoo.layers import (
     sincos_position_table,
     unpatchify,
 )
-from ditzoo.models.base import SD_VAE, Checkpoint, DiffusionTransformer, initialize_like_dit, zero_parameters
+from ditzoo.models.base import DiffusionTransformer
+from ditzoo.models.families import SD_VAE, Checkpoint
+from ditzoo.models.initialization import initialize_like_dit, zero_parameters
 from ditzoo.recipe import Guidance, Recipe
 
 Grid = tuple[int, int]

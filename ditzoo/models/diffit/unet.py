@@ -20,14 +20,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ditzoo.layers import LabelEmbedder, RelativePositionBias, TimestepEmbedder, TokenMask, relative_position_index
-from ditzoo.models.base import (
-    DiffusionTransformer,
-    check_at_least,
-    check_divisible,
-    initialize_like_dit,
-    zero_parameters,
-)
+from ditzoo.models.base import DiffusionTransformer
 from ditzoo.models.diffit.latent import DiffiTBlock, Grid
+from ditzoo.models.initialization import initialize_like_dit, zero_parameters
+from ditzoo.models.options import check_at_least, check_divisible
 
 Joining = Literal["concat", "add"]
 
