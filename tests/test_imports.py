@@ -1,6 +1,8 @@
-"""Who may import whom: each room of the house only those below it."""
+"""Who may import whom: each room of the house only those below it. And what `import ditzoo` loads."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -132,3 +134,33 @@ def test_optional_packages_are_imported_inside_functions(path):
 )
 def test_the_rule_itself(home, line, wrong):
     assert any(forbidden(home, found) for found in imports(line)) == wrong
+
+
+def modules_after(code):
+    """Top-level packages and ditzoo's own modules that a fresh interpreter has loaded after `code`."""
+    code += "\nimport sys; print('\\n'.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize("code", ["import ditzoo", "import ditzoo; dir(ditzoo); ditzoo.__version__; ditzoo.__all__"])
+def test_importing_ditzoo_loads_nothing_heavy(code):
+    loaded = modules_after(code)
+    assert "ditzoo" in loaded
+    assert not loaded & {"torch", "numpy", "einops", "safetensors", "huggingface_hub", "click", "rich"}
+    assert not {name for name in loaded if name.startswith("ditzoo.")}
+
+
+def test_listing_models_loads_no_optional_dependency():
+    loaded = modules_after("import ditzoo; assert ditzoo.list_models()")
+    assert "torch" in loaded
+    assert not loaded & {"timm", "torchvision", "diffusers", "accelerate", "torch_fidelity", "sklearn", "datasets"}
+
+
+def test_every_public_name_can_be_had():
+    for name in ditzoo.__all__:
+        assert getattr(ditzoo, name).__doc__ if name != "__version__" else ditzoo.__version__
+        assert name in dir(ditzoo)
+    assert set(ditzoo.__all__) - {"__version__"} == set(ditzoo._PUBLIC)
+    with pytest.raises(AttributeError, match="module 'ditzoo' has no attribute 'creat'"):
+        _ = ditzoo.creat
