@@ -213,7 +213,7 @@ def create(name: str, pretrained: bool = False, **overrides: Any) -> DiffusionTr
     _plugins.load()
     entry, checkpoint = _resolve(name)
     architecture = entry.architecture
-    _check_options(name, architecture.model_cls, overrides)
+    check_option_names(name, architecture.model_cls, overrides)
     if pretrained and not (checkpoint and checkpoint.packaged):
         raise MissingWeightsError(_no_weights(name, architecture, checkpoint))
     model = architecture.model_cls(**{**_config(architecture, checkpoint), **overrides})
@@ -307,6 +307,23 @@ def _model_info(name: str) -> ModelInfo:
     )
 
 
+def class_path(model_cls: type[DiffusionTransformer]) -> str:
+    """What files call a class, unlike every class of another package: `ditzoo.models.DiT`, `my_zoo.MyDiT`."""
+    is_own = model_cls.__module__.partition(".")[0] == "ditzoo"  # whose modules may be arranged anew
+    return f"{'ditzoo.models' if is_own else model_cls.__module__}.{model_cls.__qualname__}"
+
+
+def model_classes() -> dict[str, type[DiffusionTransformer]]:
+    """The classes of all models, ditzoo's and registered ones, by `class_path`.
+
+    A file's class is looked up here rather than imported: what a file names cannot run code.
+    """
+    _plugins.load()
+    classes = [entry.architecture.model_cls for entry in _ENTRIES.values()]
+    # Of two with one path, as when the cell of a notebook is run again, the last.
+    return {class_path(model_cls): model_cls for model_cls in classes}
+
+
 def register_model(
     name: str,
     model_cls: type[DiffusionTransformer],
@@ -353,7 +370,7 @@ def register_model(
     if not (concrete and issubclass(model_cls, DiffusionTransformer)):
         raise TypeError(f"{model_cls!r} is no subclass of ditzoo.models.DiffusionTransformer.")
     config = dict(config or {})
-    _check_options(name, model_cls, config)
+    check_option_names(name, model_cls, config)
     check_rebuilds(name, model_cls, config)
     architecture = Architecture(name, model_cls, copy.deepcopy(config), ours=ours, recipe=recipe)
     _publish(_Entry(architecture, family, paper, recipe))
@@ -415,7 +432,8 @@ def _config(architecture: Architecture, checkpoint: Checkpoint | None) -> dict[s
     return copy.deepcopy({**architecture.config, **(checkpoint.config if checkpoint else {})})
 
 
-def _check_options(name: str, model_cls: type[DiffusionTransformer], options: Iterable[str]) -> None:
+def check_option_names(name: str, model_cls: type[DiffusionTransformer], options: Iterable[str]) -> None:
+    """Raise a TypeError for an option that the class does not have; the nearest are named."""
     known = list(inspect.signature(model_cls).parameters)
     for option in options:
         if option not in known:

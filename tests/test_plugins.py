@@ -25,6 +25,8 @@ from ditzoo.bench import QUICK
 from ditzoo.cli import cli
 from ditzoo.metrics import count_macs
 from ditzoo.models import DiT
+from ditzoo.models.digits import DIGITS_RECIPE
+from ditzoo.pipeline import Pipeline
 from tests.test_docs import blocks_of, run_examples, text_of
 from tests.zoo import PLAIN
 
@@ -233,6 +235,19 @@ def test_the_nearest_names_and_the_facts_include_what_a_package_adds(install):
     with pytest.raises(ValueError, match=r"Unknown model 'good_s2'\. Did you mean good_s_2"):
         ditzoo.create("good_s2")
     assert ditzoo.model_info("good_s_2").family == "good"
+
+
+def test_a_saved_pipeline_loads_the_package_of_its_model(install, tmp_path):
+    model_cls = type("Mine", (DiT,), {"__module__": "good"})  # as the package will have it
+    options = {"input_size": 8, "in_channels": 1, "hidden_size": 32, "depth": 1, "num_heads": 4, "learn_sigma": False}
+    Pipeline(model_cls(**options, num_classes=10), DIGITS_RECIPE).save_pretrained(tmp_path / "saved")
+    install(
+        "good", GOOD.replace("ditzoo.register", "class Mine(DiT): pass\nditzoo.register").replace(", DiT,", ", Mine,")
+    )
+    assert "good" not in sys.modules
+    again = Pipeline.from_pretrained(tmp_path / "saved")
+    assert type(again.model) is sys.modules["good"].Mine
+    assert again.model.depth == 1
 
 
 def test_a_package_is_imported_as_if_outside_of_any_context(install):

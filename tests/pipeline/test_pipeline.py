@@ -1,7 +1,6 @@
 """Labels in, pictures out."""
 
 import dataclasses
-import json
 import warnings
 
 import numpy as np
@@ -353,34 +352,6 @@ def test_a_codec_decodes_and_must_fit():
         Pipeline(lively("dit_ti_2"), QUICK, Doubling())
     with pytest.raises(ValueError, match=r"multiples of 2 pixels, got 15x16"):
         pipeline([1], size=(15, 16))
-
-
-@pytest.mark.parametrize("name", ["dit_ti_2", "sit_ti_2", "mdtv2_ti_2"])
-def test_a_saved_pipeline_is_the_same(tmp_path, name):
-    tiny(name).save_pretrained(tmp_path / "saved")
-    again = Pipeline.from_pretrained(tmp_path / "saved")
-    assert again.recipe == tiny(name).recipe
-    assert again.model.config == tiny(name).model.config
-    assert again.get_label_ids("seven") == [7]
-    assert torch.equal(again([3], seed=2).latents, tiny(name)([3], seed=2).latents)
-    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["config.json", "model.safetensors"]
-    half = Pipeline.from_pretrained(tmp_path / "saved", dtype=torch.bfloat16)
-    assert half.model.dtype == torch.bfloat16
-    assert half([3]).latents.dtype == torch.float32
-
-
-def test_folders_that_hold_no_pipeline_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"there is no config.json in .*/nothing: give a folder that"):
-        Pipeline.from_pretrained(tmp_path / "nothing")
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json is no JSON"):
-        Pipeline.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"name": "x", "model": {}}))
-    with pytest.raises(ValueError, match=r"lacks model_cls, recipe"):
-        Pipeline.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"name": "x", "model": {}, "recipe": {}, "model_cls": "nn"}))
-    with pytest.raises(ValueError, match=r"names the model class 'nn', which this version of ditzoo does not have"):
-        Pipeline.from_pretrained(tmp_path)
 
 
 def test_the_authors_file_makes_a_pipeline(tmp_path):
