@@ -117,17 +117,34 @@ class Pipeline:
         save_pipeline(self, folder)
 
     @classmethod
-    def from_diffusers(cls, folder_or_id: str | Path, codec: Codec | None = None) -> Pipeline:
-        """The pipeline of a DiT that diffusers has saved, or a repository of the Hub: see
-        `ditzoo.interop.load_diffusers`, which raises what is wrong."""
-        from ditzoo.interop import load_diffusers
+    def from_diffusers(
+        cls,
+        folder_or_id: str | Path,
+        codec: Codec | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Pipeline:
+        """The pipeline of a DiT that diffusers has saved.
 
+        Args:
+            folder_or_id: a folder, or the id of a repository of the Hub: see `ditzoo.interop.load_diffusers`.
+            codec: instead of the folder's or the recipe's.
+            device: where it computes.
+            dtype: of the weights; noise, samples and the folder's autoencoder stay in float32.
+
+        Raises:
+            ValueError: for a device or precision that cannot be had, before anything is fetched.
+            ImportError, OSError, ValueError: as `load_diffusers`.
+        """
+        from ditzoo.interop import load_diffusers
+        from ditzoo.pipeline.storage import check_place, placed
+
+        check_place(device, dtype)
         model, recipe = load_diffusers(folder_or_id)
         if codec is None and (Path(folder_or_id) / "vae").is_dir():
-            codec = load_codec(
-                folder_or_id, subfolder="vae", scale=recipe.latent_scale, shift=recipe.latent_shift, device=model.device
-            )
-        return cls(model, recipe, codec, name=str(folder_or_id))
+            codec = load_codec(folder_or_id, subfolder="vae", scale=recipe.latent_scale, shift=recipe.latent_shift)
+        return placed(cls(model, recipe, codec, name=str(folder_or_id)), device, dtype)
 
     def to_diffusers(self) -> Any:
         """diffusers' `DiTPipeline` of this model, autoencoder and recipe, in memory: see `ditzoo.interop`.

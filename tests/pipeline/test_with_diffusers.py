@@ -1,5 +1,6 @@
 """Pipelines to and from diffusers."""
 
+import copy
 import dataclasses
 import json
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ditzoo.interop import save_diffusers
 from ditzoo.media import LatentCodec
 from ditzoo.pipeline import Pipeline
 from ditzoo.pipeline.denoising import Batch, denoise
@@ -17,6 +19,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is an extra")
 RECIPE = dataclasses.replace(
     QUICK, prediction="epsilon", schedule="linear", latent_codec="small", latent_scale=0.5, num_inference_steps=3
 )
+MODEL = lively("dit_ti_2", in_channels=4, num_classes=1000)
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +52,43 @@ def test_diffusers_draws_the_same_images(codec, name):
     assert np.abs(images - ours).max() < 1e-4
 
 
-def test_a_saved_folder_comes_back_with_its_autoencoder(tmp_path, codec):
-    from ditzoo.interop import save_diffusers
-
-    model = lively("dit_ti_2", in_channels=4, num_classes=1000)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, codec):
+    """Of a DiT and its autoencoder, as diffusers loads it."""
+    folder = tmp_path_factory.mktemp("diffusers") / "dit"
     with pytest.warns(UserWarning, match="deviates"):
-        save_diffusers(model, tmp_path / "dit", RECIPE, vae=codec.autoencoder)
-    assert json.loads((tmp_path / "dit" / "model_index.json").read_text())["_class_name"] == "DiTPipeline"
-    again = Pipeline.from_diffusers(tmp_path / "dit")
-    first = Pipeline(model, RECIPE, codec)
-    assert again.recipe == RECIPE
+        save_diffusers(MODEL, folder, RECIPE, vae=codec.autoencoder)
+    return folder
+
+
+def test_a_saved_folder_comes_back_with_its_autoencoder(folder, codec):
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "DiTPipeline"
+    again, first = Pipeline.from_diffusers(folder), Pipeline(MODEL, RECIPE, codec)
+    assert (again.recipe, again.model.dtype) == (RECIPE, torch.float32)
     assert np.array_equal(again([207], seed=3).pixels, first([207], seed=3).pixels)
+
+
+def test_a_folder_goes_to_the_device_and_precision_asked_for(folder, codec):
+    half = Pipeline.from_diffusers(folder, device="meta", dtype=torch.bfloat16)
+    assert (half.model.device.type, half.model.dtype) == ("meta", torch.bfloat16)
+    assert (half.codec.device.type, half.codec.dtype) == ("meta", torch.float32)
+    own = LatentCodec(copy.deepcopy(codec.autoencoder), scale=0.5)
+    again = Pipeline.from_diffusers(folder, own, dtype=torch.bfloat16)
+    assert again.codec is own
+    wide = Pipeline(copy.deepcopy(MODEL).to(torch.bfloat16), RECIPE, codec)
+    torch.testing.assert_close(again([207], seed=3).latents, wide([207], seed=3).latents, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, r"device 'gpu' cannot be used here .* cpu always can"),
+        ({"dtype": torch.int8}, r"dtype must be one of .*torch\.float32, torch\.float64, got torch\.int8"),
+    ],
+)
+def test_a_wrong_device_or_precision_is_named_before_anything_is_fetched(options, message):
+    with pytest.raises(ValueError, match=message):
+        Pipeline.from_diffusers("nobody/has-this", **options)
 
 
 def test_models_of_pixels_are_refused():
