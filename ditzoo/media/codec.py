@@ -309,6 +309,12 @@ def load_codec(
     return LatentCodec(autoencoder.to(device), scale=scale, shift=shift, name=name, tiling=tiling, slicing=slicing)
 
 
+#: Autoencoders that recipes name and that are no models of the Hub.
+_AUTHORS_FILES = {
+    "autoencoder_kl": "stable-diffusion/autoencoder_kl.pth",
+    "autoencoder_kl_ema": "stable-diffusion/autoencoder_kl_ema.pth, whose decoder is the fine-tuned ft-EMA one",
+}
+_AUTHORS_FOLDER = "https://drive.google.com/drive/folders/1yo-XhqbPue3rp5P57j6QbA5QZx6KybvP"
 #: `owner/name` on the Hub, which has no other slash.
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -323,6 +329,13 @@ def _check_place(name: str, subfolder: str | None) -> None:
             raise FileNotFoundError(f"{folder} holds no config.json, so no autoencoder that diffusers saved.{hint}")
     elif Path(name).exists():
         raise NotADirectoryError(f"{name} is a file; name the folder of config.json and weights that diffusers saves.")
+    elif name in _AUTHORS_FILES:
+        raise FileNotFoundError(
+            f"autoencoder {name} is the file {_AUTHORS_FILES[name]}, which U-ViT's authors publish in "
+            f"{_AUTHORS_FOLDER}. Its parameters have the names of CompVis, not those of diffusers, so that "
+            "it cannot be read here. Name a folder or a model of the Hub that holds the same autoencoder in diffusers' "
+            "format: `--codec PLACE`, or codec=ditzoo.media.load_codec(PLACE, scale=recipe.latent_scale) in Python."
+        )
     elif not _HUB_ID.fullmatch(name):
         raise FileNotFoundError(
             f"there is no folder {name}, and it is no model of the Hub, whose ids read owner/name; give one of the "

@@ -18,6 +18,8 @@ from torch import Tensor
 import ditzoo.data
 import ditzoo.data.digits
 from ditzoo.media import LatentCodec, PixelCodec, load_codec, to_uint8
+from ditzoo.models.families import SD_VAE
+from tests.zoo import EVERY_NAME
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCALE = 0.18215
@@ -369,10 +371,25 @@ def test_weights_under_the_names_of_early_diffusers(saved, damaged):
     assert torch.equal(load_codec(damaged, scale=SCALE).encode(images), expected)
 
 
-@pytest.mark.parametrize("name", ["autoencoder_kl_ema", "./nowhere", "/nowhere/at/all", "a/b/c"])
+@pytest.mark.parametrize("name", ["sd-vae", "./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_names_that_are_neither_folder_nor_hub_id(name):
     needs_diffusers()
     text = f"^there is no folder {name}, and it is no model of the Hub, whose ids read owner/name; .*sd-vae-ft-ema"
+    with pytest.raises(FileNotFoundError, match=text):
+        load_codec(name, scale=1.0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted({ditzoo.model_info(name).recipe.latent_codec for name in EVERY_NAME} - {None, SD_VAE["latent_codec"]}),
+)
+def test_autoencoders_of_recipes_that_are_no_models_of_the_hub(name):
+    needs_diffusers()
+    text = (
+        rf"^autoencoder {name} is the file stable-diffusion/{name}\.pth.*, which U-ViT's authors "
+        r"publish in https://drive\.google\.com/.* Name a folder or a model of the Hub that holds the same "
+        r"autoencoder in diffusers' format: `--codec PLACE`, or codec=ditzoo\.media\.load_codec\(PLACE, scale="
+    )
     with pytest.raises(FileNotFoundError, match=text):
         load_codec(name, scale=1.0)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import ditzoo
 from ditzoo.interop import save_diffusers
 from ditzoo.media import LatentCodec
 from ditzoo.pipeline import Pipeline
@@ -89,6 +90,15 @@ def test_a_folder_goes_to_the_device_and_precision_asked_for(folder, codec):
 def test_a_wrong_device_or_precision_is_named_before_anything_is_fetched(options, message):
     with pytest.raises(ValueError, match=message):
         Pipeline.from_diffusers("nobody/has-this", **options)
+
+
+def test_a_u_vit_says_which_autoencoder_its_latents_are_of():
+    pipeline = Pipeline(lively("uvit_ti_2", in_channels=4), ditzoo.model_info("uvit_h_2.in256").recipe)
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"autoencoder autoencoder_kl_ema is the file stable-diffusion/autoencoder_kl_ema\.pth.*--codec",
+    ):
+        pipeline([3], num_inference_steps=1)
 
 
 def test_models_of_pixels_are_refused():
