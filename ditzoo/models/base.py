@@ -6,9 +6,10 @@ input, N tokens, K kept tokens, D hidden width, p patch side.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -304,3 +305,16 @@ class DiffusionTransformer(nn.Module):
     def check_inputs(self, x: Tensor, t: Tensor, y: Tensor | None, mask: TokenMask | None) -> tuple[int, int]:
         """Check a forward's arguments; return the token grid. Errors as documented in `forward`."""
         return check_arguments(self, x, t, y, mask)
+
+
+if not TYPE_CHECKING:  # mypy would take every name for one that is here
+
+    def __getattr__(name: str) -> Any:
+        """Names of the API that are in `ditzoo.models.families`; until ditzoo 0.3."""
+        if name not in ("Architecture", "Checkpoint", "Family"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from ditzoo.models import families
+
+        what = f"ditzoo.models.base.{name} is deprecated and goes in ditzoo 0.3; use ditzoo.models.{name}."
+        warnings.warn(what, DeprecationWarning, stacklevel=2)
+        return getattr(families, name)
