@@ -98,7 +98,7 @@ class Pipeline:
             dtype: of the weights; noise and samples stay in float32.
 
         Raises:
-            ValueError: for an unknown name, or a folder without a model.
+            ValueError: for an unknown name, a folder without a model, or a device or precision that cannot be had.
             RuntimeError: for weights that neither come with ditzoo nor are given; the message says where they are.
             OSError: for a file that cannot be read.
         """
@@ -107,10 +107,11 @@ class Pipeline:
         return load_pipeline(cls, name_or_path, checkpoint=checkpoint, codec=codec, device=device, dtype=dtype)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `model.safetensors` and `config.json`: all that `from_pretrained` needs, the codec's weights excepted.
+        """Write `model.safetensors`, `config.json` and, if there is a weak model, `weak_model.safetensors`: all that
+        `from_pretrained` needs, the codec's weights excepted.
 
         Raises:
-            OSError: where the folder cannot be written; it is left as it was.
+            OSError: where a file cannot be written. Each is whole or as it was.
         """
         from ditzoo.pipeline.storage import save_pipeline
 

@@ -249,12 +249,18 @@ def _misfit(model: DiffusionTransformer, state: Mapping[str, Tensor]) -> str:
 
 def _from_registry(cls: type[Pipeline], name: str, checkpoint: str | Path | None, codec: Codec | None) -> Pipeline:
     looks_like_path = "/" in name or "\\" in name
+    no_config = ValueError(
+        f"there is no {CONFIG} in {name}: give a folder that Pipeline.save_pretrained() wrote, or a tagged name "
+        "such as dit_ti_2.digits (ditzoo.list_models(pretrained=True))."
+    )
     if looks_like_path:
-        raise ValueError(
-            f"there is no {CONFIG} in {name}: give a folder that Pipeline.save_pretrained() wrote, or a tagged name "
-            "such as dit_ti_2.digits (ditzoo.list_models(pretrained=True))."
-        )
-    info = registry.model_info(name)
+        raise no_config
+    try:
+        info = registry.model_info(name)
+    except ValueError as error:
+        if Path(name).is_dir():
+            raise no_config from error
+        raise
     if info.recipe is None:
         raise ValueError(f"{name} was registered without a recipe; use Pipeline(model, recipe).")
     if checkpoint is None:

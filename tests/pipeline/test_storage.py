@@ -275,7 +275,12 @@ def test_a_config_that_is_no_pipelines(tmp_path, text, message):
         Pipeline.from_pretrained(tmp_path)
 
 
-def test_a_folder_without_a_config_or_with_a_checkpoint_beside_it(saved):
+def test_a_folder_without_a_config_or_with_a_checkpoint_beside_it(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for folder in (".", "empty"):
+        with pytest.raises(ValueError, match=rf"there is no config\.json in {folder}: give a folder that"):
+            Pipeline.from_pretrained(folder)
     with pytest.raises(ValueError, match=r"there is no config\.json in .*/nothing: give a folder that"):
         Pipeline.from_pretrained(saved / "nothing")
     with pytest.raises(ValueError, match=r"is a folder with weights of its own, so that checkpoint x\.pt has no place"):
