@@ -35,7 +35,8 @@ def guide(
         guidance: scale, kind, convention, channels, schedule and interval.
         null_label: the label of the unconditional half; autoguidance needs none.
         num_train_timesteps: T of the power-cosine schedule.
-        process: tells the noise level of a time; needed for `guidance.interval`, whose batches share one time.
+        process: tells which time and noise level the network's t stands for; needed for `guidance.interval`, whose
+            batches share one time. Without it, t counts timesteps.
         weak_model: stands in for the unconditional half under autoguidance.
 
     Raises:
@@ -56,7 +57,8 @@ def guide(
         raise ValueError("guidance in an interval needs process=, which tells the noise level of a time.")
 
     def guided(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        scale = guidance_scale(guidance, t, num_train_timesteps)
+        timesteps = t if process is None else (t - process.time_offset) / process.time_scale
+        scale = guidance_scale(guidance, timesteps, num_train_timesteps)
         if _off_at(guidance, scale) or (guidance.interval and not _inside(guidance.interval, process, t)):
             return model(x, t, y)
         if weak_model is not None:
@@ -96,8 +98,8 @@ def _inside(interval: tuple[float, float], process: Process | None, t: Tensor) -
 
 
 def guidance_scale(guidance: Guidance, t: Tensor, num_train_timesteps: int = 1000) -> Tensor | float:
-    """The scale at times t: a number, or (B, 1, 1, 1) for the power-cosine schedule of MDT (section 4.1 of
-    arXiv:2303.14389)."""
+    """The scale at timesteps t (B,), counted from 0: a number, or (B, 1, 1, 1) for the power-cosine schedule of MDT
+    (section 4.1 of arXiv:2303.14389)."""
     if guidance.schedule == "constant":
         return guidance.scale
     phase = (1 - t.float() / num_train_timesteps) ** guidance.power

@@ -230,7 +230,7 @@ class SampleStore:
             )
         first = self._whole_shard(0)
         shards = itertools.chain([first], (self._whole_shard(n, first) for n in range(1, self.num_shards)))
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             stream_npz(path, (self.total, *first.images.shape[1:]), shards)
         else:
             stream_png_folder(path, shards, names=names, seed=seed)

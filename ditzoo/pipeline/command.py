@@ -13,7 +13,7 @@ import torch
 from ditzoo.diffusion import NonFiniteSampleError
 from ditzoo.media import LatentCodec, load_codec, parse_labels
 from ditzoo.media.files import check_writable
-from ditzoo.pipeline.denoising import Frames
+from ditzoo.pipeline.denoising import Frames, NonFiniteImageError
 from ditzoo.pipeline.jobs import Made, device_of_launcher, parts_of, process_of_launcher, sample_to_disk
 from ditzoo.pipeline.pipeline import Pipeline
 from ditzoo.pipeline.samples import Samples
@@ -118,7 +118,7 @@ class SampleCommand:
             recipe = pipeline.recipe
             pipeline.codec = load_codec(self.codec, scale=recipe.latent_scale, shift=recipe.latent_shift, device=device)
         if self.weak_model is not None:
-            pipeline.weak_model = Pipeline.from_pretrained(self.weak_model, device=device, dtype=dtype).model
+            pipeline.weak_model = Pipeline.from_pretrained(self.weak_model, device=device, dtype=dtype)
         if self.tiling or self.slicing:
             codec = pipeline.codec
             if not isinstance(codec, LatentCodec):
@@ -163,7 +163,7 @@ class SampleCommand:
                 frames=frames,
                 **settings,
             )
-        except NonFiniteSampleError as error:
+        except (NonFiniteSampleError, NonFiniteImageError) as error:
             if not isinstance(error.finished, Samples):
                 raise
             error.finished.save(self.out, columns=columns)

@@ -59,6 +59,16 @@ class RunOptions:
                 raise ValueError(f"unknown {what} {value!r}; choose one of {', '.join(map(str, valid))}.")
 
 
+class NonFiniteImageError(FloatingPointError):
+    """Decoding gave a value that is no finite number.
+
+    Attributes:
+        finished: the batches before, if any.
+    """
+
+    finished: Samples | None = None
+
+
 class Batch(NamedTuple):
     """What is to be denoised together.
 
@@ -102,6 +112,7 @@ def sample_in_batches(
 
     Raises:
         NonFiniteSampleError: with the samples' numbers; `finished` has the batches before.
+        NonFiniteImageError: likewise.
         OSError, ValueError: where images are asked for and the codec cannot be loaded, before anything is sampled.
     """
     if options.output == "images" or options.frames is not None:
@@ -122,16 +133,22 @@ def sample_in_batches(
             run = denoise_batch(batch)
         except NonFiniteSampleError as error:
             raise _numbered(error, numbers, finished) from error
+        try:
+            pixels = pipeline.decode(run.latents, settings) if options.output == "images" else None
+            frames = [pipeline.decode(frame, settings) for frame in kept]
+        except NonFiniteImageError as error:
+            error.finished = joined(finished) if finished else None
+            raise
         return Samples(
             latents=run.latents,
-            pixels=pipeline.decode(run.latents, settings) if options.output == "images" else None,
+            pixels=pixels,
             labels=batch.labels,
             seed=seed,
             indices=numbers,
             recipe=settings,
             evaluations=run.evaluations,
             forward_passes=run.rows / len(numbers),
-            frames=[pipeline.decode(frame, settings) for frame in kept],
+            frames=frames,
             label_names=pipeline.label_names,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ class Inversion:
         latents: (N, C, H, W) standard-normal-like noise; `pipe(labels, latents=inversion.latents, **inversion.options)`
             gives the images back.
         error: of that round trip, the root mean square over each image's latents, (N,).
-        options: with which it was made: sampler, steps and guidance scale.
+        options: with which it was made: sampler and its options, steps and guidance scale.
     """
 
     latents: Tensor
@@ -44,14 +45,20 @@ class Inversion:
 
 
 def image_to_image(
-    pipeline: Pipeline, images: Any, class_labels: ClassLabels, *, strength: float = 0.6, seed: int = 0, **options: Any
+    pipeline: Pipeline,
+    images: Any,
+    class_labels: ClassLabels | None = None,
+    *,
+    strength: float = 0.6,
+    seed: int = 0,
+    **options: Any,
 ) -> Samples:
     """Samples that keep the coarse layout of given images (SDEdit, arXiv:2108.01073).
 
     Args:
         pipeline: the model.
         images: (N, C, H, W) in [-1, 1], or PIL images.
-        class_labels: one an image; fewer are taken in turn.
+        class_labels: one an image, fewer are taken in turn; None draws classes at random.
         strength: how much of the way from noise is walked again, in (0, 1]; 1 ignores the images.
         seed: of the noise of sample i = 0 .. N - 1.
         options: what a call of the pipeline takes beside labels, sizes and noise: `sampler`, `num_inference_steps`,
@@ -62,6 +69,8 @@ def image_to_image(
             than images.
         TypeError: for images of another kind, or an unknown option.
     """
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise TypeError(f"strength must be a number, got {strength!r}.")
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}.")
     settings, running = _split(pipeline, options)
@@ -80,7 +89,13 @@ def image_to_image(
 
 
 def inpaint(
-    pipeline: Pipeline, images: Any, mask: Any, class_labels: ClassLabels, *, seed: int = 0, **options: Any
+    pipeline: Pipeline,
+    images: Any,
+    mask: Any,
+    class_labels: ClassLabels | None = None,
+    *,
+    seed: int = 0,
+    **options: Any,
 ) -> Samples:
     """Given images with their masked part filled in: after each step, the part that is kept is set to the image with
     the noise of that time (section 3 of arXiv:2201.09865, without resampling).
@@ -92,8 +107,8 @@ def inpaint(
         class_labels, seed, options: as in `image_to_image`.
 
     Raises:
-        ValueError: for a mask of another size, one that paints nothing, or a sampler that cannot be stopped between
-            steps, and as `image_to_image`.
+        ValueError: for a mask of another size or other values, one that paints nothing, or a sampler that cannot be
+            stopped between steps, and as `image_to_image`.
         TypeError: as `image_to_image`.
     """
     settings, running = _split(pipeline, options)
@@ -164,6 +179,7 @@ def invert(
         "sampler": sampler,
         "num_inference_steps": num_inference_steps,
         "guidance_scale": scale,
+        "sampler_options": _without_noise(recipe, sampler),
     }
     settings = pipeline.settings(options)
     running = RunOptions(batch_size=batch_size, output="latents", progress=progress)
@@ -176,6 +192,8 @@ def invert(
     process, times = make_process(settings), sampler_times(settings)
     if times[-1] == process.data != process.end:
         times = times[:-1]  # networks cannot be called there; the last step only removes the rest of the noise
+    if len(times) < 2:
+        raise ValueError(f"num_inference_steps must be 2 or more to invert by {sampler}, got {num_inference_steps}.")
 
     def backwards(batch: Batch) -> Denoised:
         start = clean[batch.rows]
@@ -188,9 +206,15 @@ def invert(
     return Inversion(latents, (again - clean).square().flatten(1).mean(dim=1).sqrt(), options)
 
 
+def _without_noise(recipe: Recipe, sampler: Sampler) -> dict[str, Any]:
+    """The recipe's options of its sampler, those that add noise left out: the way back must meet none."""
+    own = recipe.sampler_options if sampler == recipe.sampler else {}
+    return {option: value for option, value in own.items() if option not in ("eta", "s_churn")}
+
+
 def interpolate(
     pipeline: Pipeline,
-    class_labels: tuple[int | str, int | str],
+    class_labels: tuple[int | str, int | str] | None = None,
     *,
     num_images: int = 8,
     seeds: tuple[int, int] = (0, 1),
@@ -201,7 +225,8 @@ def interpolate(
 
     Args:
         pipeline: the model.
-        class_labels: of the first and the last image; twice the same one changes the noise alone.
+        class_labels: of the first and the last image; twice the same one changes the noise alone. None draws one class
+            for both, or leaves it to an unconditional model.
         num_images: both ends included, 2 or more.
         seeds: of the first and the last noise; twice the same one changes the class alone.
         options: as in `image_to_image`.
@@ -211,22 +236,24 @@ def interpolate(
         TypeError: for an unknown option, or numbers that are none.
     """
     check_whole("num_images", num_images, least=2)
-    if len(class_labels) != 2 or len(seeds) != 2:
-        raise ValueError(f"give two class_labels and two seeds, got {class_labels!r} and {seeds!r}.")
+    for what, pair in (("class_labels", class_labels), ("seeds", seeds)):
+        if pair is not None and (not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2):
+            raise ValueError(f"{what} must be two, of the first and the last image, got {pair!r}.")
     for seed in seeds:
         check_whole("seeds", seed, least=0)
     settings, running = _split(pipeline, options)
-    ends, _ = pipeline.labels(class_labels, 2)
-    assert ends is not None
+    ends, _ = pipeline.labels(class_labels, 1 if class_labels is None else 2, seeds[0])
     first, last = (sample_noise(seed, [0], pipeline.latent_shape()) for seed in seeds)
     weights = torch.linspace(0, 1, num_images)
-    labels = torch.where(weights < 0.5, ends[0], ends[1])
+    labels = None if ends is None else torch.where(weights < 0.5, ends[0], ends[-1])
 
     def denoise_batch(batch: Batch) -> Denoised:
         share = weights[batch.rows]
         noise = torch.cat([slerp(first, last, float(weight)) for weight in share])
-        mixed = [end.expand(len(share)) for end in ends]
-        return denoise(pipeline, settings, batch, noise, seed=seeds[0], mixture=(mixed, share))
+        mixture = None
+        if ends is not None and len(ends) == 2:
+            mixture = ([end.expand(len(share)) for end in ends], share)
+        return denoise(pipeline, settings, batch, noise, seed=seeds[0], mixture=mixture)
 
     return sample_in_batches(pipeline, settings, labels, range(num_images), seeds[0], running, denoise_batch)
 
@@ -287,6 +314,9 @@ def encode_images(pipeline: Pipeline, images: Any) -> Tensor:
             raise TypeError(
                 f"images must be a tensor (N, C, H, W) in [-1, 1] or PIL images, got {type(images).__name__}."
             )
+        if len({image.size for image in listed}) != 1:
+            sizes = " and ".join(sorted({f"{image.width}x{image.height}" for image in listed})) or "none"
+            raise ValueError(f"images must be one or more of one size, got {sizes}; resize them, or edit them apart.")
         channels = getattr(pipeline.codec, "image_channels", pipeline.model.in_channels)
         arrays = [np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.float32) for image in listed]
         stacked = torch.from_numpy(np.stack(arrays))
@@ -317,6 +347,8 @@ def _mask(pipeline: Pipeline, mask: Any, clean: Tensor) -> Tensor:
         raise ValueError(
             f"the mask has shape {tuple(mask.shape)}; give ({wanted[0]}, {wanted[1]}) for all images, or one an image."
         )
+    if not torch.isin(mask, torch.tensor([0.0, 1.0])).all():
+        raise ValueError("a mask holds 0 and 1, or false and true, alone; give mask > 0, say.")
     if not mask.any():
         raise ValueError("the mask paints nothing; set it to 1 where the image is to change.")
     return resize(torch.nn.functional.max_pool2d(mask[:, None], factor), clean.shape[2:]).bool()

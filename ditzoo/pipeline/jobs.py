@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -18,7 +19,7 @@ from ditzoo.media import LatentCodec, SampleStore, shard_size_of
 from ditzoo.pipeline.denoising import RunOptions
 from ditzoo.pipeline.progress import Report, progress_bar
 from ditzoo.pipeline.samples import Samples
-from ditzoo.pipeline.settings import SETTINGS
+from ditzoo.pipeline.settings import SETTINGS, check_whole
 from ditzoo.recipe import Recipe
 from ditzoo.weights import sampled_hash
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from ditzoo.pipeline.pipeline import ClassLabels, Pipeline
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_OF_PATIENCE = 10
+_LOG = logging.getLogger(__name__)
 
 
 class Made(NamedTuple):
@@ -117,54 +120,112 @@ def sample_to_disk(
         What this process made of them in this run, and at what cost.
 
     Raises:
-        ValueError: for a folder of shards with other settings (the message names what differs), more labels than
-            images, and as a call.
+        ValueError: for another suffix, a folder of shards with other settings (the message names what differs), more
+            labels than images, and as a call.
         TypeError: for an option that is no setting, and as a call.
         FileExistsError: where `path` is there already.
         OSError: where it cannot be written.
         NonFiniteSampleError: finished shards are kept.
     """
     path = Path(path)
-    index, count = process_of_launcher() if process is None else process
+    if path.suffix.lower() not in ("", ".npz"):
+        raise ValueError(f"{path.name} must end with .npz, or have no suffix to become a folder.")
+    index, count = _checked(process)
     if unknown := set(options) - set(SETTINGS):
         raise TypeError(f"a job has no option {sorted(unknown)[0]!r}; its settings are {', '.join(SETTINGS)}.")
     running = RunOptions(batch_size=batch_size, progress=False)
     settings = pipeline.settings(options)
+    pipeline.latent_shape(size)
     labels = _labels(pipeline, class_labels, num_images, seed)
     fingerprint = _fingerprint(pipeline, settings, class_labels, seed, size)
     parts = parts_of(path)
-    done = parts.with_name(f"{parts.name}.done")
-    was_finished = done.exists()
-    _remove(done)
-    if _is_there(path):
-        if index > 0 or was_finished:  # process 0 has finished what was left, or was killed while it cleared up
-            return Made()
-        if not parts.exists():
-            raise FileExistsError(f"{path} is there already; give another path, or remove it.")
-    store = SampleStore(parts, num_images, shard_size or shard_size_of(parts) or batch_size, fingerprint)
-    shards = store.missing_shards(index, count)
-    if _is_there(path):
+    if _was_finished(path, parts, index):
+        return Made()
+    if shard_size is None:
+        shard_size = shard_size_of(parts) or batch_size
+    store = SampleStore(parts, num_images, check_whole("shard_size", shard_size, least=1), fingerprint)
+    if _is_there(path):  # killed before the shards were removed
         if store.missing_shards():
             raise FileExistsError(f"{path} is there already, and {parts} is not finished; move one of them away.")
-        shards = []  # killed before the shards were removed
-    todo = _batches(map(store.shard_range, shards), batch_size)
+        _clear(parts)
+        return Made()
+
     made = Made()
-    with progress_bar(progress if index == 0 else False, sum(map(len, todo)), settings.num_inference_steps) as report:
-        for indices in todo:
+
+    def make(shards: Iterable[int], report: Report) -> None:
+        nonlocal made
+        for indices in _batches(map(store.shard_range, shards), batch_size):
             watched = replace(running, callback=partial(_report, report, made.images + len(indices)))
             batch = None if labels is None else labels[indices.start : indices.stop]
             samples = pipeline.draw(settings, batch, indices, seed, watched, size=size)
             assert samples.pixels is not None
             store.add(indices, samples.pixels, samples.labels)
             made = made.and_these(samples)
+
+    shards = store.missing_shards(index, count)
+    todo = sum(len(store.shard_range(shard)) for shard in shards)
+    with progress_bar(progress if index == 0 else False, todo, settings.num_inference_steps) as report:
+        make(shards, report)
+        if index == 0 and count > 1:
+            make(_damaged_once_all_are_there(store), report)
     if index == 0:
-        while count > 1 and any(not store.shard_path(shard).exists() for shard in range(store.num_shards)):
-            time.sleep(_SECONDS_BETWEEN_LOOKS)  # for the other processes; the launcher ends all if one fails
-        if not _is_there(path):
-            store.finalize(path, names=pipeline.label_names, seed=seed)
-        parts.rename(done)  # at once: half a folder of shards would look like an unfinished job
-        _remove(done)
+        store.finalize(path, names=pipeline.label_names, seed=seed)
+        _clear(parts)
     return made
+
+
+def _checked(process: tuple[int, int] | None) -> tuple[int, int]:
+    if process is None:
+        return process_of_launcher()
+    if not isinstance(process, Sequence) or len(process) != 2:
+        raise TypeError(f"process must be a process's number and their count, such as (0, 8), got {process!r}.")
+    count = check_whole("the number of processes", process[1], least=1)
+    index = check_whole("a process's number", process[0], least=0)
+    if index >= count:
+        raise ValueError(f"process must be from (0, {count}) to ({count - 1}, {count}), got {process!r}.")
+    return index, count
+
+
+def _was_finished(path: Path, parts: Path, index: int) -> bool:
+    """Whether the job was ended before, by process 0 or by a run that was killed while it cleared up.
+
+    Raises:
+        FileExistsError: where `path` is of no job.
+    """
+    cleared = _cleared(parts)
+    was_cleared = cleared.exists()
+    _remove(cleared)
+    if not _is_there(path):
+        return False
+    if index == 0 and not was_cleared and not parts.exists():
+        raise FileExistsError(f"{path} is there already; give another path, or remove it.")
+    return index > 0 or was_cleared
+
+
+def _damaged_once_all_are_there(store: SampleStore) -> list[int]:
+    """Wait for the shards of other processes; those that cannot be read are this process's to make again.
+
+    A launcher ends all processes if one fails. Their owners may be at the damaged ones too, which does no harm: both
+    write the same, and each whole.
+    """
+    started, told = time.monotonic(), False
+    while gone := [n for n in range(store.num_shards) if not store.shard_path(n).exists()]:
+        if not told and time.monotonic() - started > _SECONDS_OF_PATIENCE:
+            _LOG.warning("Waiting for %d shards of the other processes, in %s.", len(gone), store.folder)
+            told = True
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return store.missing_shards()
+
+
+def _cleared(parts: Path) -> Path:
+    return parts.with_name(f"{parts.name}.done")
+
+
+def _clear(parts: Path) -> None:
+    """Remove the shards, at once: half a folder of them would look like an unfinished job."""
+    cleared = _cleared(parts)
+    parts.rename(cleared)
+    _remove(cleared)
 
 
 def _remove(folder: Path) -> None:

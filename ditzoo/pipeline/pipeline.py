@@ -17,6 +17,7 @@ from ditzoo.pipeline.denoising import (
     Batch,
     Denoised,
     Frames,
+    NonFiniteImageError,
     Output,
     RunOptions,
     StepCallback,
@@ -41,12 +42,13 @@ class Pipeline:
         recipe: of its weights.
         codec: of its latents; where None, pixels, or the recipe's autoencoder, loaded when an image is first decoded.
         label_names: of its classes; ImageNet's where None and the model has 1,000 classes.
-        weak_model: for autoguidance, a smaller or less trained model of the same data.
+        weak_model: for autoguidance, a smaller or less trained model of the same data, which predicts the same thing at
+            the same times; a pipeline is checked to do so.
         name: of the weights, in messages.
 
     Raises:
         ValueError: where recipe and model contradict each other, as a SiT and timesteps do, or the codec does not fit
-            the model's channels, or the weak model sees other images or classes.
+            the model's channels, or the weak model sees other images, classes or times.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Pipeline:
         codec: Codec | None = None,
         *,
         label_names: LabelNames | Sequence[str] | None = None,
-        weak_model: DiffusionTransformer | None = None,
+        weak_model: DiffusionTransformer | Pipeline | None = None,
         name: str | None = None,
     ) -> None:
         self.model, self.recipe = model.eval(), recipe
@@ -207,17 +209,21 @@ class Pipeline:
 
     @property
     def weak_model(self) -> DiffusionTransformer | None:
-        """For autoguidance.
+        """For autoguidance. A model, or a pipeline of it, can be set.
 
         Raises:
-            ValueError: where one is set that sees other images, classes or times than the model.
+            ValueError: where it sees other images, classes or times than the model, or its pipeline's recipe is of
+                another prediction or schedule.
         """
         return self._weak_model
 
     @weak_model.setter
-    def weak_model(self, weak_model: DiffusionTransformer | None) -> None:
+    def weak_model(self, weak_model: DiffusionTransformer | Pipeline | None) -> None:
+        if isinstance(weak_model, Pipeline):
+            _check_same_task(self.recipe, weak_model.recipe, weak_model.name)
+            weak_model = weak_model.model
         if weak_model is not None:
-            _check_alike(self.model, weak_model)
+            _check_same_data(self.model, weak_model)
             weak_model.check_recipe(self.recipe)
             weak_model.eval()
         self._weak_model = weak_model
@@ -299,6 +305,8 @@ class Pipeline:
             num_images = len(latents)
         labels, count = self.labels(class_labels, num_images, seed, first_index)
         if latents is not None:
+            if size is not None:
+                raise ValueError("give latents or size, not both: latents have a size of their own.")
             self._check_latents(latents, count)
         indices = range(first_index, first_index + count)
         return self.draw(settings, labels, indices, seed, options, size=size, latents=latents)
@@ -333,7 +341,7 @@ class Pipeline:
         rule = (settings or self.recipe).pixel_rule
         batches = [self.codec.decode(part).float().cpu() for part in latents.split(batch_size)]
         if not all(torch.isfinite(batch).all() for batch in batches):
-            raise FloatingPointError(
+            raise NonFiniteImageError(
                 f"{self.codec.name} decoded values that are not finite; load the autoencoder in float32."
             )
         return channels_last(to_uint8(torch.cat(batches), rule))
@@ -394,6 +402,8 @@ class Pipeline:
         return label
 
     def _check_latents(self, latents: Tensor, count: int) -> None:
+        if not isinstance(latents, Tensor):
+            raise TypeError(f"latents must be a tensor, got {type(latents).__name__}.")
         channels = self.model.in_channels
         if latents.ndim != 4 or latents.shape[0] != count or latents.shape[1] != channels:
             raise ValueError(
@@ -412,14 +422,14 @@ class Pipeline:
     # Editing: see `ditzoo.pipeline.editing`.
 
     def image_to_image(
-        self, images: Any, class_labels: ClassLabels, *, strength: float = 0.6, **options: Any
+        self, images: Any, class_labels: ClassLabels | None = None, *, strength: float = 0.6, **options: Any
     ) -> Samples:
         """Samples that keep the coarse layout of given images: `ditzoo.pipeline.editing.image_to_image`."""
         from ditzoo.pipeline.editing import image_to_image
 
         return image_to_image(self, images, class_labels, strength=strength, **options)
 
-    def inpaint(self, images: Any, mask: Any, class_labels: ClassLabels, **options: Any) -> Samples:
+    def inpaint(self, images: Any, mask: Any, class_labels: ClassLabels | None = None, **options: Any) -> Samples:
         """Given images with their masked part filled in: `ditzoo.pipeline.editing.inpaint`."""
         from ditzoo.pipeline.editing import inpaint
 
@@ -432,14 +442,31 @@ class Pipeline:
 
         return invert(self, images, class_labels, **options)
 
-    def interpolate(self, class_labels: tuple[int | str, int | str], **options: Any) -> Samples:
+    def interpolate(self, class_labels: tuple[int | str, int | str] | None = None, **options: Any) -> Samples:
         """Samples on the way from one class and noise to another: `ditzoo.pipeline.editing.interpolate`."""
         from ditzoo.pipeline.editing import interpolate
 
         return interpolate(self, class_labels, **options)
 
 
-def _check_alike(model: DiffusionTransformer, weak_model: DiffusionTransformer) -> None:
+#: what two models have in common whose predictions can be compared
+_TASK = (
+    *("prediction", "schedule", "num_train_timesteps", "time_scale", "time_offset"),
+    *("latent_scale", "latent_shift"),
+)
+
+
+def _check_same_task(recipe: Recipe, weak: Recipe, name: str) -> None:
+    for entry in _TASK:
+        if getattr(recipe, entry) != getattr(weak, entry):
+            raise ValueError(
+                f"the weak model {name} has {entry}={getattr(weak, entry)!r} and the model "
+                f"{entry}={getattr(recipe, entry)!r}; autoguidance compares predictions of the same thing at the same "
+                "times."
+            )
+
+
+def _check_same_data(model: DiffusionTransformer, weak_model: DiffusionTransformer) -> None:
     for what in ("in_channels", "num_classes"):
         strong, weak = getattr(model, what), getattr(weak_model, what)
         if strong != weak:
@@ -452,4 +479,4 @@ def _check_alike(model: DiffusionTransformer, weak_model: DiffusionTransformer) 
 def _listed(class_labels: ClassLabels) -> Iterable[int | str]:
     if isinstance(class_labels, Tensor):
         return cast(list[int], class_labels.flatten().tolist())
-    return [class_labels] if isinstance(class_labels, int | str) else class_labels
+    return class_labels if isinstance(class_labels, Iterable) and not isinstance(class_labels, str) else [class_labels]

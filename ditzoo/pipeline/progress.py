@@ -14,7 +14,13 @@ Report = Callable[[int, int, SamplingStep], None]
 
 @contextmanager
 def progress_bar(show: bool | None, num_images: int, num_steps: int) -> Iterator[Report]:
-    """A bar over all steps of all samples; where `show` is None, on a terminal only."""
+    """A bar over all steps of all samples; where `show` is None, on a terminal only.
+
+    Args:
+        show: whether there is one.
+        num_images: in all.
+        num_steps: of each; reports may tell another number, as where sampling begins in the middle.
+    """
     if not (sys.stderr.isatty() if show is None else show):
         yield lambda finished, batch, step: None
         return
@@ -41,6 +47,7 @@ def progress_bar(show: bool | None, num_images: int, num_steps: int) -> Iterator
         task = bars.add_task("sampling", total=num_images * num_steps)
 
         def report(finished: int, batch: int, step: SamplingStep) -> None:
-            bars.update(task, completed=(finished - batch) * step.num_steps + batch * step.number)
+            steps = (finished - batch) * step.num_steps + batch * step.number
+            bars.update(task, total=num_images * step.num_steps, completed=steps)
 
         yield report

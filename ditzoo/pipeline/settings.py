@@ -41,7 +41,7 @@ def settings_of(
     if sampler is not None and sampler != recipe.sampler:
         changes |= {"sampler": sampler, "sampler_options": {}}
     if num_inference_steps is not None:
-        changes["num_inference_steps"] = num_inference_steps
+        changes["num_inference_steps"] = check_whole("num_inference_steps", num_inference_steps, least=1)
     if sampler_options is not None:
         changes["sampler_options"] = sampler_options
     changes["guidance"] = _guidance(recipe, model, guidance_scale, guidance)
@@ -54,6 +54,11 @@ def _guidance(recipe: Recipe, model: DiffusionTransformer, scale: float | None, 
     if scale is not None and guidance is not None:
         raise ValueError("give guidance_scale or guidance, not both: a Guidance has a scale of its own.")
     if guidance is not None:
+        if guidance.channels is not None and guidance.channels > model.in_channels:
+            raise ValueError(
+                f"{guidance.channels} guided channels are more than the model's {model.in_channels}; give that many, "
+                "or None for all."
+            )
         return guidance
     if scale is not None:
         chosen = replace(recipe.guidance, scale=scale)
@@ -73,12 +78,19 @@ def _callers() -> int:
     return level
 
 
-def check_whole(what: str, value: object, least: int) -> None:
-    """Raise a TypeError unless `value` is a whole number, and a ValueError unless it is at least `least`."""
+def check_whole(what: str, value: object, least: int) -> int:
+    """`value`, of whatever kind of whole number it is.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for a number below `least`.
+    """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{what} must be a whole number, got {value!r}.")
-    if operator.index(value) < least:
-        raise ValueError(f"{what} must be {least} or more, got {value}.")
+    number = operator.index(value)
+    if number < least:
+        raise ValueError(f"{what} must be {least} or more, got {number}.")
+    return number
 
 
 def other_convention(guidance: Guidance) -> str | None:

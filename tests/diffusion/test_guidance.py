@@ -1,15 +1,16 @@
 """Classifier-free guidance in every convention."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditzoo.diffusion import ddim_sample, ddpm_sample, euler_sample, guidance_scale, guide
+from ditzoo.diffusion import ddim_sample, ddpm_sample, euler_sample, guidance_scale, guide, make_process
 from ditzoo.recipe import Guidance
-from tests.diffusion.mixture import KINDS, process_of
+from tests.diffusion.mixture import KINDS, process_of, recipe_of
 
 NULL = 10
 scales = st.floats(-2, 8)
@@ -132,6 +133,21 @@ def test_power_cosine_knows_the_length_of_the_process():
     long = guide(Network(), guidance, NULL)(x, torch.tensor([500] * 3), y)
     short = guide(Network(), guidance, NULL, num_train_timesteps=100)(x, torch.tensor([50] * 3), y)
     torch.testing.assert_close(short + 0.45, long)  # the network's own dependence on t
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 1.0), (0.001, 0.0), (2.0, -0.5)])
+def test_power_cosine_counts_timesteps_whatever_the_network_is_told(scale, offset):
+    x, _, y = batch()
+    guidance = Guidance(scale=5.0, schedule="power_cosine")
+    this = make_process(replace(recipe_of("linear", "epsilon"), time_scale=scale, time_offset=offset))
+
+    def network(x, t, y):  # does not see t
+        return Network()(x, torch.zeros_like(t), y)
+
+    timesteps = torch.tensor([100, 500, 750])
+    expected = guide(network, guidance, NULL)(x, timesteps, y)
+    told = guide(network, guidance, NULL, process=this)(x, this.network_time(timesteps), y)
+    torch.testing.assert_close(told, expected, rtol=1e-4, atol=1e-4)
 
 
 # No second pass where it would change nothing.

@@ -12,7 +12,7 @@ from ditzoo.diffusion import make_process, sample_noise
 from ditzoo.pipeline import Pipeline
 from ditzoo.pipeline.denoising import Batch, denoise
 from ditzoo.pipeline.editing import encode_images, noised, sampler_times, slerp
-from tests.pipeline.pipes import QUICK, QUICK_FLOW, tiny
+from tests.pipeline.pipes import QUICK, QUICK_EDM, QUICK_FLOW, tiny
 
 FAMILIES = ["dit_ti_2", "sit_ti_2", "uvit_ti_2", "mdt_ti_2", "mdtv2_ti_2", "diffit_ti_2", "diffit_unet_ti"]
 
@@ -99,7 +99,12 @@ def test_inversion_by_ddim_and_without_labels(digits):
     pipeline = tiny()
     inversion = pipeline.invert(digits, sampler="ddim", num_inference_steps=200)
     assert inversion.error.max() < 0.1
-    assert inversion.options == {"sampler": "ddim", "num_inference_steps": 200, "guidance_scale": 1.0}
+    assert inversion.options == {
+        "sampler": "ddim",
+        "num_inference_steps": 200,
+        "guidance_scale": 1.0,
+        "sampler_options": {},
+    }
     with pytest.raises(ValueError, match=r"'dpmpp_2m' cannot be run backwards; choose one of ddim, edm_heun"):
         pipeline.invert(digits, sampler="dpmpp_2m")
     with pytest.raises(ValueError, match=r"no null label to invert with; give class_labels"):
@@ -120,6 +125,45 @@ def test_interpolation_meets_both_ends(name):
     assert (steps < whole).all()
     fixed = pipeline.interpolate((1, 1), num_images=3, seeds=(3, 3))
     torch.testing.assert_close(fixed.latents[0], fixed.latents[2])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sampler_options", "kept"),
+    [
+        (QUICK, {"eta": 1.0, "spacing": "log_snr"}, {"spacing": "log_snr"}),
+        (QUICK_EDM, {"s_churn": 20.0}, {}),
+    ],
+)
+def test_inversion_adds_no_noise_where_the_recipe_does(digits, recipe, sampler_options, kept):
+    recipe = dataclasses.replace(recipe, sampler_options=sampler_options)
+    pipeline = Pipeline(tiny("diffit_unet_ti" if recipe.schedule == "edm" else "dit_ti_2").model, recipe)
+    inversion = pipeline.invert(digits, [1, 2, 3], sampler=recipe.sampler, num_inference_steps=100)
+    assert inversion.options["sampler_options"] == kept
+    assert inversion.error.max() < 0.1
+    again = pipeline([1, 2, 3], latents=inversion.latents, **inversion.options)
+    error = (again.latents - digits).square().flatten(1).mean(dim=1).sqrt()
+    torch.testing.assert_close(error, inversion.error, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_unconditional_models_are_edited_without_labels(digits, name):
+    pipeline = tiny(name, num_classes=0)
+    edited = pipeline.image_to_image(digits, strength=0.1)
+    assert (edited.latents - digits).square().mean() < 0.5
+    assert pipeline.inpaint(digits, torch.ones(8, 8)).labels is None
+    assert pipeline.invert(digits, num_inference_steps=100).error.max() < 0.05
+    between = pipeline.interpolate(num_images=3, seeds=(3, 8))
+    for place, seed in ((0, 3), (-1, 8)):
+        end = pipeline(num_images=1, seed=seed).latents[0]
+        torch.testing.assert_close(between.latents[place], end, rtol=1e-4, atol=2e-5)
+    assert between.labels is None
+
+
+def test_interpolation_without_labels_keeps_one_class():
+    between = tiny().interpolate(num_images=4, seeds=(3, 8))
+    drawn = tiny()(num_images=1, seed=3)
+    assert between.labels.tolist() == drawn.labels.tolist() * 4
+    torch.testing.assert_close(between.latents[0], drawn.latents[0], rtol=1e-4, atol=2e-5)
 
 
 def test_great_circles_keep_the_norm():
@@ -211,8 +255,20 @@ def test_bad_input_is_named(digits):
         pipeline.inpaint(digits, torch.ones(4, 4), [1, 2, 3])
     with pytest.raises(ValueError, match=r"num_images must be 2 or more"):
         pipeline.interpolate((1, 2), num_images=1)
-    with pytest.raises(ValueError, match=r"give two class_labels and two seeds"):
+    with pytest.raises(ValueError, match=r"class_labels must be two, of the first and the last image, got \(1, 2, 3\)"):
         pipeline.interpolate((1, 2, 3))
+    with pytest.raises(ValueError, match=r"seeds must be two, .* got 3"):
+        pipeline.interpolate((1, 2), seeds=3)
+    with pytest.raises(TypeError, match=r"strength must be a number, got '0.5'"):
+        pipeline.image_to_image(digits, [1], strength="0.5")
+    pictures = [Image.new("L", (8, 8)), Image.new("L", (16, 8))]
+    with pytest.raises(ValueError, match=r"images must be one or more of one size, got 16x8 and 8x8"):
+        pipeline.image_to_image(pictures, [1])
+    for value in (-1, 255, torch.nan):
+        with pytest.raises(ValueError, match=r"a mask holds 0 and 1, or false and true, alone; give mask > 0"):
+            pipeline.inpaint(digits, torch.full((8, 8), value), [1, 2, 3])
+    with pytest.raises(ValueError, match=r"num_inference_steps must be 2 or more to invert by edm_heun, got 1"):
+        pipeline.invert(digits, num_inference_steps=1)
     with pytest.raises(TypeError, match=r"unknown option 'steps'; editing takes sampler, .*batch_size"):
         pipeline.image_to_image(digits, [1], steps=3)
 

@@ -1,10 +1,12 @@
 """Many samples on disk."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -110,6 +112,21 @@ def test_a_job_knows_its_codec_and_refuses_what_it_does_not_take(tmp_path, monke
         sample_to_disk(tiny(), path, 2)
     with pytest.raises(TypeError, match=r"a job has no option 'output'; its settings are sampler, num_inference"):
         sample_to_disk(tiny(), path, 2, output="latents")
+    with pytest.raises(ValueError, match=r"all.png must end with .npz, or have no suffix to become a folder"):
+        sample_to_disk(tiny(), tmp_path / "all.png", 2)
+    for wrong, message in (
+        ({"size": 8}, "size must be the height and width"),
+        ({"process": 3}, r"process must be a process's number and their count, such as \(0, 8\), got 3"),
+        ({"shard_size": 2.5}, "shard_size must be a whole number, got 2.5"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            sample_to_disk(tiny(), tmp_path / "other.npz", 2, **wrong)
+    for wrong, message in (
+        ({"process": (2, 2)}, r"process must be from \(0, 2\) to \(1, 2\), got \(2, 2\)"),
+        ({"shard_size": 0}, "shard_size must be 1 or more, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_to_disk(tiny(), tmp_path / "other.npz", 2, **wrong)
     with pytest.raises(ValueError, match=r"2 images are too few for 3 class_labels; make 3 or more"):
         sample_to_disk(tiny(), path, 2, class_labels=[1, 2, 3])
 
@@ -165,10 +182,41 @@ def test_a_file_beside_an_unfinished_job_is_not_written_over(tmp_path):
     assert path.read_bytes() == b"precious"
 
 
+def test_process_0_waits_for_the_others_and_makes_their_damaged_shards_again(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("ditzoo.pipeline.jobs._SECONDS_OF_PATIENCE", 0)
+    monkeypatch.setattr("ditzoo.pipeline.jobs._SECONDS_BETWEEN_LOOKS", 0.01)
+    path, made = tmp_path / "all.NPZ", []
+    first = threading.Thread(
+        target=lambda: made.append(sample_to_disk(tiny(), path, 8, seed=5, batch_size=2, process=(0, 2)))
+    )
+    damaged = parts_of(path) / "shard-000001.npz"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"half a shard")
+    (parts_of(path) / "job.json").write_text(job_of(tmp_path, 8, seed=5, batch_size=2))
+    first.start()
+    while "Waiting for 1 shards of the other processes" not in caplog.text:
+        assert first.is_alive()
+        time.sleep(0.01)
+    assert not path.exists()
+    sample_to_disk(tiny(), tmp_path / "same.npz", 8, seed=5, batch_size=2, process=(1, 2))
+    shutil.copy(parts_of(tmp_path / "same.npz") / "shard-000003.npz", parts_of(path))
+    first.join(60)
+    assert made == [(6, 4, 8)]  # its own two shards and the damaged one
+    assert np.array_equal(read(path)[0], tiny()(num_images=8, seed=5).pixels)
+
+
+def job_of(folder: Path, *arguments, **options) -> str:
+    """job.json of such a job."""
+    sample_to_disk(tiny(), folder / "twin.npz", *arguments, process=(1, 2), **options)
+    return (parts_of(folder / "twin.npz") / "job.json").read_text()
+
+
 def test_one_process_alone_draws_a_bar(tmp_path, capsys):
     for process in ((1, 2), (0, 2)):
         sample_to_disk(tiny(), tmp_path / "all.npz", 4, batch_size=2, process=process, progress=True)
-        assert ("sampling" in capsys.readouterr().err) == (process == (0, 2))
+        told = capsys.readouterr().err
+        assert ("sampling" in told) == (process == (0, 2))
+    assert "8/8 steps" in told  # two images of its own, four steps each
 
 
 def test_what_is_there_is_not_written_over(tmp_path):

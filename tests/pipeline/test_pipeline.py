@@ -1,6 +1,7 @@
 """Labels in, pictures out."""
 
 import dataclasses
+import itertools
 import warnings
 
 import numpy as np
@@ -13,6 +14,7 @@ from ditzoo.diffusion import NonFiniteSampleError, count_evaluations
 from ditzoo.media import LatentCodec, to_uint8
 from ditzoo.metrics.digits import load_digits_classifier
 from ditzoo.pipeline import Pipeline, Samples
+from ditzoo.pipeline.denoising import NonFiniteImageError
 from ditzoo.recipe import Guidance, Recipe
 from tests.pipeline.pipes import PACKAGED, QUICK, QUICK_FLOW, by_hand, tiny
 from tests.zoo import lively
@@ -77,6 +79,7 @@ def test_every_sampler_of_the_recipe_gives_pictures(name, sampler):
 def test_labels_in_every_form():
     pipeline = tiny()
     assert pipeline.labels(3, None)[0].tolist() == [3]
+    assert pipeline.labels(np.int64(3), None)[0].tolist() == [3]
     assert pipeline.labels("three", None)[0].tolist() == [3]
     assert pipeline.labels(["three", 1, "9"], 5)[0].tolist() == [3, 1, 9, 3, 1]
     assert pipeline.labels(np.array([2, 9]), None)[0].tolist() == [2, 9]
@@ -161,6 +164,26 @@ def test_autoguidance_uses_the_weaker_model():
         Pipeline(strong, QUICK, weak_model=lively("dit_ti_2", num_classes=3))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prediction": "epsilon"}, "has prediction='epsilon' and the model prediction='v_prediction'"),
+        ({"schedule": "linear"}, "has schedule='linear' and the model schedule='cosine'"),
+        ({"time_offset": 1.0}, "has time_offset=1.0 and the model time_offset=0.0"),
+        ({"latent_scale": 0.5}, "has latent_scale=0.5 and the model latent_scale=1.0"),
+    ],
+)
+def test_a_weaker_model_of_another_recipe_is_refused(change, message):
+    strong, weak = Pipeline(tiny().model, QUICK), Pipeline(lively("dit_ti_2", depth=1), QUICK, name="weak")
+    strong.weak_model = weak
+    assert strong.weak_model is weak.model
+    weak.recipe = dataclasses.replace(QUICK, **change)
+    with pytest.raises(ValueError, match=f"the weak model weak {message}; .* same thing at the same times"):
+        strong.weak_model = weak
+    with pytest.raises(ValueError, match=message):
+        Pipeline(strong.model, QUICK, weak_model=weak)
+
+
 def test_frames_show_the_way():
     samples = tiny()([3, 5], frames="sample")
     assert len(samples.frames) == 4
@@ -168,6 +191,8 @@ def test_frames_show_the_way():
     estimates = tiny()([3, 5], frames="x0", batch_size=1)
     assert [frame.shape for frame in estimates.frames] == [(2, 8, 8, 1)] * 4
     assert not np.array_equal(estimates.frames[0], samples.frames[0])
+    changes = [(a != b).mean() for a, b in itertools.pairwise(estimates.frames)]
+    assert all(change > 0.1 for change in changes)
 
 
 def test_latents_and_callback():
@@ -250,6 +275,11 @@ def test_values_that_are_no_numbers_stop_the_run_and_keep_what_is_finished():
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"first_index": -1}, "first_index must be 0 or more, got -1"),
+        ({"size": (8, 8), "latents": torch.zeros(1, 1, 8, 8)}, "give latents or size, not both"),
+        (
+            {"guidance": Guidance(scale=2.0, channels=3)},
+            "3 guided channels are more than the model's 1; give that many",
+        ),
         ({"size": (0, 8)}, "image sides must be 1 or more, got 0"),
         ({"num_inference_steps": 0}, "num_inference_steps must be 1 or more, got 0"),
         ({"num_inference_steps": 1001}, r"from 1 to num_train_timesteps \(1000\).*got 1001"),
@@ -272,6 +302,8 @@ def test_bad_input_is_named(options, message):
         ({"batch_size": "8"}, "batch_size must be a whole number, got '8'"),
         ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
         ({"seed": None}, "seed must be a whole number, got None"),
+        ({"latents": np.zeros((1, 1, 8, 8))}, "latents must be a tensor, got ndarray"),
+        ({"num_inference_steps": 2.0}, "num_inference_steps must be a whole number, got 2.0"),
         ({"size": 16}, r"size must be the height and width .* such as \(256, 256\), got 16"),
         ({"size": (8.0, 8)}, r"image sides must be a whole number, got 8.0"),
     ],
@@ -341,6 +373,19 @@ def test_decoded_values_that_are_no_numbers_are_noticed():
     pipeline = Pipeline(lively("dit_ti_2", in_channels=4), QUICK, Doubling())
     with pytest.raises(FloatingPointError, match=r"doubling decoded values that are not finite; load the autoencoder"):
         pipeline.decode(torch.full((1, 4, 8, 8), torch.nan))
+    whole = pipeline([1, 2, 3])
+    decoded = []
+    decode = pipeline.codec.decode
+
+    def overflow(latents):
+        decoded.append(len(latents))
+        return decode(latents) * (torch.inf if len(decoded) == 2 else 1)
+
+    pipeline.codec.decode = overflow
+    with pytest.raises(NonFiniteImageError) as caught:
+        pipeline([1, 2, 3], batch_size=2)
+    assert decoded == [2, 1]
+    torch.testing.assert_close(caught.value.finished.latents, whole.latents[:2], rtol=1e-4, atol=2e-5)
 
 
 def test_a_codec_decodes_and_must_fit():
