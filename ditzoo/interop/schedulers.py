@@ -97,6 +97,7 @@ def recipe_of_pipeline(
         num_inference_steps=_PIPELINE_STEPS,
         latent_codec=None if vae is None else vae_name,
         latent_scale=1.0 if vae is None else vae.get("scaling_factor", 0.18215),
+        latent_shift=0.0 if vae is None else vae.get("shift_factor") or 0.0,
         source=source,
     )
 

@@ -130,20 +130,21 @@ class Pipeline:
 
         Args:
             folder_or_id: a folder, or the id of a repository of the Hub: see `ditzoo.interop.load_diffusers`.
-            codec: instead of the folder's or the recipe's.
+            codec: instead of the autoencoder in the folder or repository, which is loaded at once, or, where that has
+                none, the recipe's.
             device: where it computes.
-            dtype: of the weights; noise, samples and the folder's autoencoder stay in float32.
+            dtype: of the weights; noise, samples and the autoencoder stay in float32.
 
         Raises:
             ValueError: for a device or precision that cannot be had, before anything is fetched.
             ImportError, OSError, ValueError: as `load_diffusers`.
         """
-        from ditzoo.interop import load_diffusers
+        from ditzoo.interop.folders import has_vae, load_diffusers
         from ditzoo.pipeline.storage import check_place, placed
 
         check_place(device, dtype)
         model, recipe = load_diffusers(folder_or_id)
-        if codec is None and (Path(folder_or_id) / "vae").is_dir():
+        if codec is None and has_vae(folder_or_id):
             codec = load_codec(folder_or_id, subfolder="vae", scale=recipe.latent_scale, shift=recipe.latent_shift)
         return placed(cls(model, recipe, codec, name=str(folder_or_id)), device, dtype)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -13,8 +14,10 @@ import torch
 import ditzoo
 from ditzoo.interop import load_diffusers, make_scheduler, patch_diffusers, save_diffusers, to_diffusers
 from ditzoo.layers import sincos_position_table
+from ditzoo.media import load_codec
 from ditzoo.recipe import Guidance, Recipe
 from tests.golden_cases import relative_error
+from tests.hub import cached_repository
 from tests.zoo import inputs, lively, on_meta
 
 RECIPE = replace(ditzoo.model_info("dit_xl_2.in256").recipe, licence="none", source="a test")
@@ -161,40 +164,52 @@ def test_saving_warns_by_how_much_and_what_to_do(tmp_path):
 # A repository of the Hub.
 
 
-@pytest.fixture
-def repository(monkeypatch, diffusers, tmp_path):
-    """A folder in the place of owner/name, on a Hub that has no others."""
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError
-
-    load = diffusers.DiTTransformer2DModel.from_pretrained
-
-    def fetch(name, subfolder):
-        assert name == "owner/name"
-        return load(tmp_path, subfolder=subfolder)
-
-    def download(name, path):
-        assert name == "owner/name"
-        if not (tmp_path / path).is_file():
-            raise EntryNotFoundError(path)
-        return str(tmp_path / path)
-
-    monkeypatch.setattr(diffusers.DiTTransformer2DModel, "from_pretrained", fetch)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    return tmp_path
+def saved_by_others(model, folder, vae=None):
+    """A folder without what ditzoo adds to it."""
+    save_diffusers(model, folder, RECIPE, vae=vae)
+    (folder / "ditzoo.json").unlink()
 
 
-def test_repository_of_the_hub(repository, vae):
+def test_repository_of_the_hub(vae, tmp_path, monkeypatch):
     model = latent_model()
-    save_diffusers(model, repository, RECIPE, vae=vae)
-    again, recipe = load_diffusers("owner/name")
+    save_diffusers(model, tmp_path / "dit", RECIPE, vae=vae)
+    repository = cached_repository(monkeypatch, tmp_path / "cache", "owner/name", tmp_path / "dit")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again, recipe = load_diffusers("owner/name")
     assert_same_weights(model, again)
     assert recipe == RECIPE
     (repository / "ditzoo.json").unlink()
     _, recipe = load_diffusers("owner/name")
     assert (recipe.source, recipe.latent_codec, recipe.latent_scale) == ("owner/name", "owner/name/vae", 0.18215)
+    edit(repository / "vae" / "config.json", _name_or_path="/root/.cache/elsewhere/vae")
+    assert load_diffusers("owner/name")[1].latent_codec == "owner/name/vae"
     edit(repository / "vae" / "config.json", _name_or_path="stabilityai/sd-vae-ft-ema")
     assert load_diffusers("owner/name")[1].latent_codec == "stabilityai/sd-vae-ft-ema"
+
+
+def test_the_recorded_autoencoder_of_a_folder_can_be_opened_from_elsewhere(vae, tmp_path, monkeypatch):
+    saved_by_others(latent_model(), tmp_path / "dit", vae)
+    monkeypatch.chdir(tmp_path)
+    _, recipe = load_diffusers("dit")
+    monkeypatch.chdir("/")
+    assert recipe.latent_codec == f"{tmp_path}/dit/vae"
+    assert load_codec(recipe.latent_codec, scale=recipe.latent_scale).latent_channels == 4
+
+
+def test_shift_of_the_autoencoder(vae, tmp_path):
+    vae.register_to_config(shift_factor=0.1)
+    saved_by_others(latent_model(), tmp_path, vae)
+    _, recipe = load_diffusers(tmp_path)
+    assert (recipe.latent_scale, recipe.latent_shift) == (0.18215, 0.1)
+
+
+def test_a_repository_whose_scheduler_is_not_here_is_not_guessed(tmp_path, monkeypatch):
+    saved_by_others(latent_model(), tmp_path / "dit")
+    repository = cached_repository(monkeypatch, tmp_path / "cache", "owner/name", tmp_path / "dit")
+    (repository / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(OSError, match=r"the scheduler of owner/name is neither there nor on this machine; fetch the"):
+        load_diffusers("owner/name")
 
 
 # Refused.

@@ -15,6 +15,7 @@ from ditzoo.media import LatentCodec
 from ditzoo.pipeline import Pipeline
 from ditzoo.pipeline.denoising import Batch, denoise
 from ditzoo.recipe import Guidance
+from tests.hub import cached_repository
 from tests.pipeline.pipes import QUICK, tiny
 from tests.zoo import lively
 
@@ -182,6 +183,29 @@ def test_a_saved_folder_comes_back_with_its_autoencoder(folder, codec):
     again, first = Pipeline.from_diffusers(folder), Pipeline(MODEL, RECIPE, codec)
     assert (again.recipe, again.model.dtype) == (RECIPE, torch.float32)
     assert np.array_equal(again([207], seed=3).pixels, first([207], seed=3).pixels)
+
+
+def test_a_repository_of_the_hub_comes_with_its_autoencoder(folder, codec, tmp_path, monkeypatch):
+    repository = cached_repository(monkeypatch, tmp_path / "cache", "owner/name", folder)
+    first = Pipeline(MODEL, RECIPE, codec)([207], seed=3).pixels
+    again = Pipeline.from_diffusers("owner/name")
+    assert again.recipe == RECIPE
+    assert np.array_equal(again([207], seed=3).pixels, first)
+    (repository / "ditzoo.json").unlink()
+    by_others = Pipeline.from_diffusers("owner/name")
+    assert by_others.recipe.latent_codec == "owner/name/vae"
+    options = {"sampler": "ddim", "num_inference_steps": 3, "guidance": RECIPE.guidance, "seed": 3}
+    assert np.array_equal(by_others([207], **options).pixels, first)
+    by_others.save_pretrained(tmp_path / "saved")
+    assert np.array_equal(Pipeline.from_pretrained(tmp_path / "saved")([207], **options).pixels, first)
+
+
+def test_a_repository_without_autoencoder_has_that_of_the_recipe(tmp_path, monkeypatch):
+    with pytest.warns(UserWarning, match="deviates"):
+        save_diffusers(MODEL, tmp_path / "dit", dataclasses.replace(RECIPE, latent_codec="owner/vae"))
+    cached_repository(monkeypatch, tmp_path / "cache", "owner/name", tmp_path / "dit")
+    with pytest.raises(OSError, match="autoencoder owner/vae is not on this machine"):
+        _ = Pipeline.from_diffusers("owner/name").codec
 
 
 def test_a_folder_goes_to_the_device_and_precision_asked_for(folder, codec):
