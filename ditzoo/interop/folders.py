@@ -86,6 +86,9 @@ def load_diffusers(folder_or_id: str | os.PathLike[str]) -> tuple[DiT, Recipe]:
         OSError: for a repository that cannot be fetched, or of which only a part could.
         ValueError: for weights that `from_diffusers` refuses, a scheduler whose noise levels no recipe has, or damaged
             JSON.
+
+    Warns:
+        UserWarning: naming what of a scheduler's algorithm no sampler of ditzoo does.
     """
     diffusers = import_diffusers("load_diffusers")
     place = _Place(folder_or_id)
