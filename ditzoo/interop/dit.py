@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -164,6 +164,15 @@ def patch_diffusers(transformer: DiTTransformer2DModel) -> DiTTransformer2DModel
         block.norm3.eps = NORM_EPS
     transformer.register_to_config(norm_eps=NORM_EPS)
     return transformer
+
+
+def is_expressible(model: DiffusionTransformer) -> TypeGuard[DiT]:
+    """Whether `to_diffusers` takes a model."""
+    try:
+        _check_expressible(model)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def diffusers_state(model: DiT) -> dict[str, Tensor]:

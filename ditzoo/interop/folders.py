@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from ditzoo import __version__
 from ditzoo.interop.dit import from_diffusers, to_diffusers, warn_of_deviation
 from ditzoo.interop.package import import_diffusers
 from ditzoo.interop.schedulers import make_scheduler, recipe_of_pipeline
+from ditzoo.media.codec import is_hub_id, quiet_download
 from ditzoo.models import DiT
 from ditzoo.recipe import Recipe
 
 #: What diffusers has no place for: the model's options and the recipe. diffusers ignores it.
 EXTRA_FILE = "ditzoo.json"
+_VAE_CONFIG = "vae/config.json"
 
 
 def save_diffusers(
@@ -81,13 +83,17 @@ def load_diffusers(folder_or_id: str | os.PathLike[str]) -> tuple[DiT, Recipe]:
     Raises:
         ImportError: where diffusers is missing, naming the extra to install.
         FileNotFoundError: for a folder that is not there, or lacks the transformer.
-        OSError: for a repository that cannot be fetched.
+        OSError: for a repository that cannot be fetched, or of which only a part could.
         ValueError: for weights that `from_diffusers` refuses, a scheduler whose noise levels no recipe has, or damaged
             JSON.
+
+    Warns:
+        UserWarning: naming what of a scheduler's algorithm no sampler of ditzoo does.
     """
     diffusers = import_diffusers("load_diffusers")
     place = _Place(folder_or_id)
-    transformer = diffusers.DiTTransformer2DModel.from_pretrained(place.name, subfolder="transformer")
+    with quiet_download():
+        transformer = diffusers.DiTTransformer2DModel.from_pretrained(place.name, subfolder="transformer")
     extra = place.read(EXTRA_FILE)
     if extra is not None:
         if not {"model", "recipe"} <= set(extra):
@@ -97,14 +103,41 @@ def load_diffusers(folder_or_id: str | os.PathLike[str]) -> tuple[DiT, Recipe]:
         model = from_diffusers(transformer, class_dropout_prob=extra["model"]["class_dropout_prob"])
         return model, Recipe.from_dict(extra["recipe"])
     model = from_diffusers(transformer)
-    vae = place.read("vae/config.json")
+    scheduler = place.read("scheduler/scheduler_config.json")
+    if scheduler is None and not place.is_folder:
+        raise OSError(
+            f"the scheduler of {place.name} is neither there nor on this machine; fetch the repository again, with a "
+            "network, or take the weights alone by from_diffusers(transformer)."
+        )
+    vae = place.read(_VAE_CONFIG)
     return model, recipe_of_pipeline(
-        place.read("scheduler/scheduler_config.json") or {},
+        scheduler or {},
         learned_variance=model.learn_sigma,
         vae=vae,
-        vae_name=(vae or {}).get("_name_or_path") or f"{place.name}/vae",
+        vae_name=_name_of_vae(place, vae or {}),
         source=place.name,
     )
+
+
+def has_vae(folder_or_id: str | os.PathLike[str]) -> bool:
+    """Whether a folder or a repository of the Hub holds an autoencoder, as far as is known offline.
+
+    Raises:
+        FileNotFoundError: for a name that is neither.
+    """
+    return _Place(folder_or_id).read(_VAE_CONFIG) is not None
+
+
+def _name_of_vae(place: _Place, config: Mapping[str, Any]) -> str:
+    """What `load_codec` opens from any folder of this machine, or from the Hub.
+
+    diffusers keeps in a configuration where an autoencoder once came from. That is worth having as an id of the Hub
+    only: a path belongs to the machine that it was written on.
+    """
+    origin = str(config.get("_name_or_path") or "")
+    if is_hub_id(origin):
+        return origin
+    return os.path.join(os.path.abspath(place.name), "vae") if place.is_folder else f"{place.name}/vae"
 
 
 class _Place:
@@ -126,7 +159,7 @@ class _Place:
             raise FileNotFoundError(f"there is no folder {self.name}, and no repository of the Hub has such a name.")
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A JSON file; None where there is none."""
+        """A JSON file; None where there is none, or offline none in the cache."""
         if self.is_folder:
             path = Path(self.name) / name
             if not path.is_file():

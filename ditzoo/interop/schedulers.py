@@ -3,20 +3,47 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ditzoo.interop.package import import_diffusers
-from ditzoo.recipe import Guidance, Recipe, Sampler, Schedule
+from ditzoo.recipe import Guidance, Recipe, Sampler, Schedule, Variance
 
-#: What ditzoo calls a scheduler's algorithm; others are recorded as "ddim".
-_SAMPLERS: dict[str, Sampler] = {
-    "DDPMScheduler": "ddpm",
-    "DPMSolverMultistepScheduler": "dpmpp_2m",
-    "UniPCMultistepScheduler": "unipc",
+#: What diffusers' schedulers do by default and ditzoo's samplers, too; other values have no exact equal.
+_SHARED: dict[str, dict[str, Any]] = {
+    "DDPMScheduler": {"thresholding": False, "clip_sample_range": 1.0},
+    # ours derives the noise anew from a clipped x0, diffusers keeps what the network has predicted
+    "DDIMScheduler": {"thresholding": False, "clip_sample": False},
+    "DPMSolverMultistepScheduler": {
+        "thresholding": False,
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "use_beta_sigmas": False,
+    },
+    "UniPCMultistepScheduler": {
+        "thresholding": False,
+        "predict_x0": True,
+        "solver_type": "bh2",
+        "disable_corrector": [],
+        "use_beta_sigmas": False,
+    },
+}
+_DPM_SOLVERS: dict[int, Sampler] = {1: "ddim", 2: "dpmpp_2m", 3: "dpmpp_3m"}
+#: Grids of noise levels; exponential ones and Lu's are even in the logarithm, both.
+_SPACINGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "log_snr", "use_lu_lambdas": "log_snr"}
+#: "fixed_large_log" gives NaN in diffusers, and "learned" is a variance that no recipe has.
+_FIXED_VARIANCES: dict[str, Variance] = {
+    "fixed_small": "fixed_small",
+    "fixed_small_log": "fixed_small",
+    "fixed_large": "fixed_large",
 }
 #: What diffusers' schedulers assume for an entry that their configuration leaves out.
 _DEFAULTS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+_DEFAULTS_OF_CLASS: dict[str, dict[str, Any]] = {
+    "DDPMScheduler": {"clip_sample": True, "variance_type": "fixed_small"},
+    "DDIMScheduler": {"clip_sample": True},
+}
 #: `DiTPipeline`'s own, where its caller gives none.
 _PIPELINE_GUIDANCE, _PIPELINE_STEPS = Guidance(scale=4.0), 50
 
@@ -75,30 +102,86 @@ def recipe_of_pipeline(
         source: where all of it is.
 
     Returns:
-        The scheduler's noise levels, prediction and, where ditzoo has it, algorithm (else DDIM); the pipeline's
-        guidance of 4.0 over all channels in 50 steps.
+        The scheduler's noise levels, prediction and, where ditzoo has it, algorithm (else DDIM) with its options, on
+        ditzoo's own timesteps; the pipeline's guidance of 4.0 over all channels in 50 steps. `"dpmpp_3m"` stands for
+        DPM-Solver++ of order 3, whose coefficients of third order differ a little.
 
     Raises:
         ValueError: for noise levels or a prediction that no recipe has.
+
+    Warns:
+        UserWarning: naming the algorithm or options that no sampler here has.
     """
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction", "sample"):
         raise ValueError(
             f"the scheduler's prediction_type {prediction!r} has no counterpart; epsilon, v_prediction or sample do."
         )
+    schedule, algorithm = _schedule_of(scheduler), _algorithm_of(scheduler, learned_variance)
+    if algorithm.without_equal:
+        warnings.warn(
+            f"sampler {algorithm.sampler!r} of the recipe is not exactly what the pipeline does with "
+            f"{algorithm.without_equal}: images differ. Another sampler: dataclasses.replace(recipe, sampler=...).",
+            UserWarning,
+            stacklevel=3,
+        )
     return Recipe(
         prediction=prediction,
-        schedule=_schedule_of(scheduler),
+        schedule=schedule,
         num_train_timesteps=scheduler.get("num_train_timesteps", 1000),
-        variance="learned_range" if learned_variance else "fixed_large",
-        loss="hybrid" if learned_variance else "mse",
+        variance=algorithm.variance,
+        loss="hybrid" if algorithm.variance == "learned_range" else "mse",
         guidance=_PIPELINE_GUIDANCE,
-        sampler=_SAMPLERS.get(scheduler.get("_class_name", ""), "ddim"),
+        sampler=algorithm.sampler,
         num_inference_steps=_PIPELINE_STEPS,
+        sampler_options=algorithm.options,
         latent_codec=None if vae is None else vae_name,
         latent_scale=1.0 if vae is None else vae.get("scaling_factor", 0.18215),
+        latent_shift=0.0 if vae is None else vae.get("shift_factor") or 0.0,
         source=source,
     )
+
+
+class _Algorithm(NamedTuple):
+    """How a scheduler goes from noise to data."""
+
+    sampler: Sampler
+    options: dict[str, Any]
+    variance: Variance
+    #: what of it no sampler of ditzoo does, for a message; empty where all is the same
+    without_equal: str
+
+
+def _algorithm_of(scheduler: Mapping[str, Any], learned_variance: bool) -> _Algorithm:
+    kind = scheduler.get("_class_name", "")
+    config = {**_DEFAULTS_OF_CLASS.get(kind, {}), **scheduler}
+    sampler, options = _sampler_of(kind, config)
+    variance: Variance = "learned_range" if learned_variance else "fixed_large"
+    if kind and kind not in _SHARED:
+        return _Algorithm(sampler, options, variance, kind)
+    if not config.get("clip_sample"):
+        config.pop("clip_sample_range", None)
+    lost = [key for key, value in _SHARED.get(kind, {}).items() if config.get(key, value) != value]
+    if sampler == "ddpm" and config["variance_type"] in _FIXED_VARIANCES:
+        variance = _FIXED_VARIANCES[config["variance_type"]]
+    elif sampler == "ddpm" and config["variance_type"] != variance:
+        lost.append("variance_type")
+    entries = ", ".join(f"{key}={config[key]!r}" for key in lost)
+    return _Algorithm(sampler, options, variance, f"{kind}({entries})" if lost else "")
+
+
+def _sampler_of(kind: str, config: Mapping[str, Any]) -> tuple[Sampler, dict[str, Any]]:
+    """ditzoo's sampler for a class of scheduler, and that sampler's options."""
+    if kind in ("DDPMScheduler", "DDIMScheduler"):
+        return "ddpm" if kind == "DDPMScheduler" else "ddim", {"clip_sample": True} if config["clip_sample"] else {}
+    if kind not in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
+        return "ddim", {}
+    spacing = next((spacing for key, spacing in _SPACINGS.items() if config.get(key)), None)
+    options: dict[str, Any] = {} if spacing is None else {"spacing": spacing}
+    order = min(config.get("solver_order", 2), 3)  # the highest that they have
+    if kind == "DPMSolverMultistepScheduler":
+        return _DPM_SOLVERS[order], options
+    return "unipc", options if order == 2 else {**options, "order": order}
 
 
 def _beta_options(schedule: Schedule, steps: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Works on tensors and arrays, and imports nothing else of ditzoo.
 """
 
-from ditzoo.media.codec import Codec, LatentCodec, PixelCodec, load_codec, to_uint8
+from ditzoo.media.codec import Codec, LatentCodec, PixelCodec, load_codec, load_codec_for_recipe, to_uint8
 from ditzoo.media.labels import LabelNames, parse_labels
 from ditzoo.media.shards import SampleStore, Shard, shard_size_of
 from ditzoo.media.writers import channels_last, image_grid, write_animation, write_npz, write_png_folder
@@ -18,6 +18,7 @@ __all__ = [
     "channels_last",
     "image_grid",
     "load_codec",
+    "load_codec_for_recipe",
     "parse_labels",
     "shard_size_of",
     "to_uint8",

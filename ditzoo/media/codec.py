@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -139,7 +141,7 @@ class LatentCodec:
         self.image_channels, self.latent_channels = int(config.in_channels), int(config.latent_channels)
         self.downsampling = 2 ** (len(config.block_out_channels) - 1)
         self._autoencoder = autoencoder.eval().requires_grad_(False)
-        self._is_tiny = kind == "AutoencoderTiny"
+        self._is_tiny = kind == _TINY
         autoencoder.disable_tiling()
         self.tiling, self.slicing = tiling, slicing
 
@@ -253,7 +255,8 @@ class LatentCodec:
 
 Codec = LatentCodec | PixelCodec
 
-_KINDS = ("AutoencoderKL", "AutoencoderTiny")
+_TINY = "AutoencoderTiny"
+_KINDS = ("AutoencoderKL", _TINY)
 
 
 def load_codec(
@@ -272,7 +275,8 @@ def load_codec(
 
     Args:
         name_or_path: a local folder with `config.json` and weights, or the id of a model on the Hub such as
-            `"stabilityai/sd-vae-ft-ema"`, which is downloaded once.
+            `"stabilityai/sd-vae-ft-ema"`, which is downloaded once; `"owner/name/vae"` is the autoencoder of a pipeline
+            there.
         scale, shift: those of the recipe; see `LatentCodec`. None as scale takes the autoencoder's own.
         device, dtype: where and in which precision it computes.
         tiling, slicing: to save memory; see `LatentCodec`.
@@ -284,29 +288,81 @@ def load_codec(
         OSError: there is no such folder or model, it cannot be reached, or its files are damaged or incomplete.
         ValueError: it is another kind of autoencoder, and as `LatentCodec` has it.
     """
+    name = str(name_or_path)
+    autoencoder = _load_autoencoder(name, dtype, subfolder, revision).to(device)
+    return LatentCodec(autoencoder, scale=scale, shift=shift, name=name, tiling=tiling, slicing=slicing)
+
+
+def load_codec_for_recipe(
+    name_or_path: str | Path,
+    *,
+    latent_scale: float,
+    latent_shift: float = 0.0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tiling: bool = False,
+    slicing: bool = False,
+) -> LatentCodec:
+    """The codec of an autoencoder that takes the place of a recipe's own.
+
+    An `AutoencoderKL` gets the recipe's scale and shift. An `AutoencoderTiny` keeps those of its configuration: it was
+    trained on latents that are scaled already, so that scaling them back would be once too often. That is right where
+    its teacher's scale is the recipe's. To insist on other numbers, call `load_codec`.
+
+    Args:
+        name_or_path: as `load_codec` has it.
+        latent_scale, latent_shift: of the recipe.
+        device, dtype, tiling, slicing: as `load_codec` has them.
+
+    Raises:
+        ImportError, OSError, ValueError: as `load_codec`.
+
+    Warns:
+        UserWarning: where the configuration of an `AutoencoderKL` names another scale or shift than the recipe.
+    """
+    name = str(name_or_path)
+    autoencoder = _load_autoencoder(name, dtype).to(device)
+    scale: float | None = latent_scale
+    shift = latent_shift
+    if type(autoencoder).__name__ == _TINY:
+        scale, shift = None, 0.0
+    return LatentCodec(autoencoder, scale=scale, shift=shift, name=name, tiling=tiling, slicing=slicing)
+
+
+def _load_autoencoder(name: str, dtype: torch.dtype, subfolder: str | None = None, revision: str | None = None) -> Any:
+    """On the CPU. Errors as `load_codec` has them."""
     try:
         import diffusers
     except ImportError as error:
         raise ImportError('Autoencoders need diffusers: pip install "ditzoo[diffusers]"') from error
-    name = str(name_or_path)
+    repository, subfolder = _split_place(name, subfolder)
     where = {"subfolder": subfolder, "revision": revision}
-    _check_place(name, subfolder)
+    _check_place(repository, subfolder)
     try:
-        config = diffusers.AutoencoderKL.load_config(name, **where)
-        kind = str(config.get("_class_name"))
-        if kind in _KINDS:
-            autoencoder, report = getattr(diffusers, kind).from_pretrained(
-                name, torch_dtype=dtype, output_loading_info=True, low_cpu_mem_usage=False, **where
-            )
+        with quiet_download():
+            config = diffusers.AutoencoderKL.load_config(repository, **where)
+            kind = str(config.get("_class_name"))
+            if kind in _KINDS:
+                autoencoder, report = getattr(diffusers, kind).from_pretrained(
+                    repository, torch_dtype=dtype, output_loading_info=True, low_cpu_mem_usage=False, **where
+                )
     except Exception as error:
         # diffusers, the Hub's client and safetensors each have their own, and not all are OSErrors.
-        raise OSError(_not_loaded(name, error)) from error
+        raise OSError(_not_loaded(repository, subfolder, error)) from error
     if kind not in _KINDS:
         raise ValueError(f"{name} holds {config.get('_class_name')!r}; ditzoo decodes with {' or '.join(_KINDS)}.")
     if broken := [*report["missing_keys"], *report["mismatched_keys"], *report["error_msgs"]]:
         # diffusers would go on with random numbers in their place.
         raise OSError(f"{name} is incomplete: {broken[0]} and {len(broken) - 1} more do not fit. Fetch it again.")
-    return LatentCodec(autoencoder.to(device), scale=scale, shift=shift, name=name, tiling=tiling, slicing=slicing)
+    return autoencoder
+
+
+@contextmanager
+def quiet_download() -> Iterator[None]:
+    """Without the Hub client's warning of an argument that diffusers always gives, and that means nothing any more."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
+        yield
 
 
 #: Autoencoders that recipes name and that are no models of the Hub.
@@ -317,6 +373,21 @@ _AUTHORS_FILES = {
 _AUTHORS_FOLDER = "https://drive.google.com/drive/folders/1yo-XhqbPue3rp5P57j6QbA5QZx6KybvP"
 #: `owner/name` on the Hub, which has no other slash.
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+#: the part of a pipeline's repository that is the autoencoder
+_PIPELINE_PART = "vae"
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form of a model's id on the Hub, `owner/name`."""
+    return bool(_HUB_ID.fullmatch(name))
+
+
+def _split_place(name: str, subfolder: str | None) -> tuple[str, str | None]:
+    """Folder or id, and the folder within: `owner/name/vae` is on the Hub where no such folder is here."""
+    repository, _, part = name.rpartition("/")
+    if subfolder is None and part == _PIPELINE_PART and is_hub_id(repository) and not Path(name).exists():
+        return repository, part
+    return name, subfolder
 
 
 def _check_place(name: str, subfolder: str | None) -> None:
@@ -336,26 +407,30 @@ def _check_place(name: str, subfolder: str | None) -> None:
             "it cannot be read here. Name a folder or a model of the Hub that holds the same autoencoder in diffusers' "
             "format: `--codec PLACE`, or codec=ditzoo.media.load_codec(PLACE, scale=recipe.latent_scale) in Python."
         )
-    elif not _HUB_ID.fullmatch(name):
+    elif not is_hub_id(name):
         raise FileNotFoundError(
             f"there is no folder {name}, and it is no model of the Hub, whose ids read owner/name; give one of the "
             "two, such as 'stabilityai/sd-vae-ft-ema'."
         )
 
 
-def _not_loaded(name: str, error: Exception) -> str:
+def _not_loaded(name: str, subfolder: str | None, error: Exception) -> str:
     reason = (str(error).strip().partition("\n")[0] or type(error).__name__).rstrip(".:")
     if Path(name).is_dir():
-        return f"the autoencoder in {name} cannot be read ({reason}). Fetch or save it again."
+        return f"the autoencoder in {Path(name, subfolder or '')} cannot be read ({reason}). Fetch or save it again."
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         mend = "HF_HUB_OFFLINE is set, so that nothing is fetched: unset it,"
     else:
         mend = f"It could not be fetched ({reason}): check its name and the network,"
+    whole, fetch = name, f"`hf download {name} --local-dir FOLDER` fills one"
+    if subfolder is not None:
+        whole = f"{name}/{subfolder}"
+        fetch = f"`hf download {name} --include '{subfolder}/*' --local-dir FOLDER` fills FOLDER/{subfolder}"
     return (
-        f"autoencoder {name} is not on this machine. {mend} or give a local folder in its place; on a machine with a "
-        f"network `hf download {name} --local-dir FOLDER` fills one."
+        f"autoencoder {whole} is not on this machine. {mend} or give a local folder in its place; on a machine with a "
+        f"network {fetch}."
     )
 
 
@@ -365,7 +440,7 @@ def _disagreement(name: str, kind: str, given: tuple[float, float], own: tuple[f
         f"the recipe's latent scale {given[0]:g} and shift {given[1]:g} are used, although {name} names scale "
         f"{own[0]:g} and shift {own[1]:g} in its configuration."
     )
-    if kind == "AutoencoderTiny":
+    if kind == _TINY:
         text += " Tiny autoencoders give latents that are scaled already, so theirs is mostly right: scale=None."
     return text
 

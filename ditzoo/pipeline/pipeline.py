@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ditzoo.diffusion import sample_labels, sample_noise
 from ditzoo.media import Codec, LabelNames, LatentCodec, PixelCodec, channels_last, load_codec, to_uint8
-from ditzoo.models import DiffusionTransformer, DiT
+from ditzoo.models import DiffusionTransformer
 from ditzoo.pipeline.denoising import (
     Batch,
     Denoised,
@@ -132,46 +132,42 @@ class Pipeline:
 
         Args:
             folder_or_id: a folder, or the id of a repository of the Hub: see `ditzoo.interop.load_diffusers`.
-            codec: instead of the folder's or the recipe's.
+            codec: instead of the autoencoder in the folder or repository, which is loaded at once, or, where that has
+                none, the recipe's.
             device: where it computes.
-            dtype: of the weights; noise, samples and the folder's autoencoder stay in float32.
+            dtype: of the weights; noise, samples and the autoencoder stay in float32.
 
         Raises:
             ValueError: for a device or precision that cannot be had, before anything is fetched.
             ImportError, OSError, ValueError: as `load_diffusers`.
         """
-        from ditzoo.interop import load_diffusers
+        from ditzoo.interop.folders import has_vae, load_diffusers
         from ditzoo.pipeline.storage import check_place, placed
 
         check_place(device, dtype)
         model, recipe = load_diffusers(folder_or_id)
-        if codec is None and (Path(folder_or_id) / "vae").is_dir():
+        if codec is None and has_vae(folder_or_id):
             codec = load_codec(folder_or_id, subfolder="vae", scale=recipe.latent_scale, shift=recipe.latent_shift)
         return placed(cls(model, recipe, codec, name=str(folder_or_id)), device, dtype)
 
     def to_diffusers(self) -> Any:
         """diffusers' `DiTPipeline` of this model, autoencoder and recipe, in memory: see `ditzoo.interop`.
 
-        A DiT becomes diffusers' own class, changed so that it computes what ours does; models of the other families
-        stand in as they are. Guidance and steps are arguments of that pipeline's call.
+        A DiT of 1,000 classes that is told whole timesteps becomes diffusers' own class, changed so that it computes
+        what ours does; other models stand in as a `DiffusersTransformer`, which diffusers does not save. Guidance and
+        steps are arguments of that pipeline's call.
 
         Raises:
             ImportError: where diffusers is missing.
-            ValueError: for a model of pixels, which that pipeline cannot decode, or a recipe that it cannot follow.
+            ValueError: for a model of pixels, which that pipeline cannot decode, a flow or EDM, whose schedulers it
+                cannot drive, more than 1,000 classes, or a codec whose scale and shift are not those that it reads from
+                the autoencoder's configuration.
         """
-        from ditzoo.interop import DiffusersTransformer, make_scheduler, to_diffusers
+        from ditzoo.interop.pipelines import make_pipeline
 
         if not isinstance(self.codec, LatentCodec):
             raise ValueError(f"DiTPipeline decodes latents with an autoencoder, and {self.name} sees pixels.")
-        scheduler = make_scheduler(self.recipe)
-        transformer: Any = DiffusersTransformer(self.model, self.recipe)
-        if type(self.model) is DiT:
-            transformer = to_diffusers(self.model, patch=True)
-        from diffusers import DiTPipeline
-
-        names = None if self.label_names is None else dict(enumerate(self.label_names))
-        vae = self.codec.autoencoder
-        return DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler, id2label=names)
+        return make_pipeline(self.model, self.recipe, self.codec, self.label_names)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
         """Move the models, and the codec to the device but not to the precision; returns the pipeline."""

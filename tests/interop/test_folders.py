@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 
 import ditzoo
+from ditzoo.diffusion import get_sampler, make_process
 from ditzoo.interop import load_diffusers, make_scheduler, patch_diffusers, save_diffusers, to_diffusers
 from ditzoo.layers import sincos_position_table
+from ditzoo.media import load_codec
 from ditzoo.recipe import Guidance, Recipe
 from tests.golden_cases import relative_error
+from tests.hub import cached_repository
 from tests.zoo import inputs, lively, on_meta
 
 RECIPE = replace(ditzoo.model_info("dit_xl_2.in256").recipe, licence="none", source="a test")
@@ -107,21 +111,163 @@ def test_recipe_of_a_folder_by_diffusers_alone(diffusers, vae, tmp_path, schedul
     )
 
 
+def recipe_of(scheduler, folder, **options):
+    """What is read from a folder that has this scheduler."""
+    save_diffusers(latent_model(**options), folder, RECIPE, scheduler=scheduler)
+    (folder / "ditzoo.json").unlink()
+    return load_diffusers(folder)[1]
+
+
+#: of a scheduler without options of its own: what the recipe has besides schedule, prediction and guidance
+PLAIN = {"sampler_options": {}, "variance": "fixed_large", "loss": "mse"}
+
+
 @pytest.mark.parametrize(
-    ("scheduler", "sampler"),
+    ("scheduler", "options", "expected"),
     [
-        ("DDPMScheduler", "ddpm"),
-        ("DPMSolverMultistepScheduler", "dpmpp_2m"),
-        ("UniPCMultistepScheduler", "unipc"),
-        ("PNDMScheduler", "ddim"),
+        ("DDIMScheduler", {"clip_sample": False}, {"sampler": "ddim"}),
+        ("DPMSolverMultistepScheduler", {}, {"sampler": "dpmpp_2m"}),
+        ("DPMSolverMultistepScheduler", {"solver_order": 3}, {"sampler": "dpmpp_3m"}),
+        ("DPMSolverMultistepScheduler", {"solver_order": 1}, {"sampler": "ddim"}),
+        (
+            "DPMSolverMultistepScheduler",
+            {"use_karras_sigmas": True},
+            {"sampler": "dpmpp_2m", "sampler_options": {"spacing": "karras"}},
+        ),
+        (
+            "DPMSolverMultistepScheduler",
+            {"use_lu_lambdas": True},
+            {"sampler": "dpmpp_2m", "sampler_options": {"spacing": "log_snr"}},
+        ),
+        ("UniPCMultistepScheduler", {}, {"sampler": "unipc"}),
+        (
+            "UniPCMultistepScheduler",
+            {"solver_order": 3, "use_exponential_sigmas": True},
+            {"sampler": "unipc", "sampler_options": {"spacing": "log_snr", "order": 3}},
+        ),
+        (
+            "DDPMScheduler",
+            {},
+            {"sampler": "ddpm", "sampler_options": {"clip_sample": True}, "variance": "fixed_small"},
+        ),
+        (
+            "DDPMScheduler",
+            {"variance_type": "fixed_large", "clip_sample": False, "clip_sample_range": 2.0},
+            {"sampler": "ddpm"},
+        ),
+        (
+            "DDPMScheduler",
+            {"variance_type": "fixed_small_log", "clip_sample": False},
+            {"sampler": "ddpm", "variance": "fixed_small"},
+        ),
     ],
 )
-def test_sampler_of_a_folder_by_diffusers_alone(diffusers, tmp_path, scheduler, sampler):
-    save_diffusers(latent_model(learn_sigma=False), tmp_path, RECIPE, scheduler=getattr(diffusers, scheduler)())
-    (tmp_path / "ditzoo.json").unlink()
-    _, recipe = load_diffusers(tmp_path)
-    assert (recipe.sampler, recipe.schedule, recipe.prediction) == (sampler, "linear", "epsilon")
-    assert (recipe.variance, recipe.latent_codec, recipe.latent_scale) == ("fixed_large", None, 1.0)
+def test_sampler_of_a_folder_by_diffusers_alone(diffusers, tmp_path, scheduler, options, expected):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="sampler .* of the recipe")
+        recipe = recipe_of(getattr(diffusers, scheduler)(**options), tmp_path, learn_sigma=False)
+    assert (recipe.schedule, recipe.prediction) == ("linear", "epsilon")
+    assert (recipe.latent_codec, recipe.latent_scale) == (None, 1.0)
+    assert {key: getattr(recipe, key) for key in ("sampler", *PLAIN)} == {**PLAIN, **expected}
+    get_sampler(recipe)  # which refuses options that the sampler does not have
+
+
+@pytest.mark.parametrize(
+    ("variance_type", "variance", "loss"),
+    [("learned_range", "learned_range", "hybrid"), ("fixed_small", "fixed_small", "mse")],
+)
+def test_a_learned_variance_is_used_where_the_scheduler_uses_it(diffusers, tmp_path, variance_type, variance, loss):
+    recipe = recipe_of(diffusers.DDPMScheduler(variance_type=variance_type, clip_sample=False), tmp_path)
+    assert (recipe.sampler, recipe.variance, recipe.loss) == ("ddpm", variance, loss)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options", "sampler", "without"),
+    [
+        ("PNDMScheduler", {}, "ddim", "PNDMScheduler"),
+        ("DDIMScheduler", {}, "ddim", "DDIMScheduler(clip_sample=True)"),
+        (
+            "DDPMScheduler",
+            {"clip_sample_range": 2.0, "thresholding": True},
+            "ddpm",
+            "DDPMScheduler(thresholding=True, clip_sample_range=2.0)",
+        ),
+        (
+            "DDPMScheduler",
+            {"variance_type": "fixed_large_log"},
+            "ddpm",
+            "DDPMScheduler(variance_type='fixed_large_log')",
+        ),
+        ("DDPMScheduler", {"variance_type": "learned_range"}, "ddpm", "DDPMScheduler(variance_type='learned_range')"),
+        (
+            "DPMSolverMultistepScheduler",
+            {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+            "dpmpp_2m",
+            "DPMSolverMultistepScheduler(algorithm_type='dpmsolver')",
+        ),
+        (
+            "DPMSolverMultistepScheduler",
+            {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "solver_type": "heun"},
+            "dpmpp_3m",
+            "DPMSolverMultistepScheduler(algorithm_type='sde-dpmsolver++', solver_type='heun')",
+        ),
+        (
+            "UniPCMultistepScheduler",
+            {"predict_x0": False, "solver_type": "bh1", "disable_corrector": [0]},
+            "unipc",
+            "UniPCMultistepScheduler(predict_x0=False, solver_type='bh1', disable_corrector=[0])",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*algorithm_type dpmsolver is deprecated:FutureWarning")
+def test_what_no_sampler_does_is_named(diffusers, tmp_path, scheduler, options, sampler, without):
+    text = (
+        f"sampler '{sampler}' of the recipe is not exactly what the pipeline does with {without}: images differ. "
+        "Another sampler: dataclasses.replace(recipe, sampler=...)."
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(text)}$") as caught:
+        recipe = recipe_of(getattr(diffusers, scheduler)(**options), tmp_path, learn_sigma=False)
+    assert recipe.sampler == sampler
+    assert [w.filename for w in caught if str(w.message) == text] == [__file__]
+
+
+@pytest.mark.parametrize("clip_sample", [False, True])
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_small_log", "fixed_large"])
+def test_ddpm_of_the_recipe_is_that_of_diffusers(diffusers, tmp_path, monkeypatch, variance_type, clip_sample):
+    scheduler = diffusers.DDPMScheduler(variance_type=variance_type, clip_sample=clip_sample)
+    recipe = recipe_of(scheduler, tmp_path, learn_sigma=False)
+    model, labels = latent_model(learn_sigma=False), torch.tensor([3])
+    scheduler.set_timesteps(4)
+    start, *noises = torch.randn(5, 1, 4, 8, 8)
+    draws = iter(noises)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(draws))
+    x = start
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(model(x, t[None], labels), t, x).prev_sample
+        times = [*map(float, scheduler.timesteps.tolist()), -1.0]
+        process, sample = make_process(recipe), get_sampler(recipe)
+        ours = sample(model, process, start, labels, times=times, step_noise=noises.__getitem__)
+    assert relative_error(x, ours) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers
+@pytest.mark.parametrize(
+    ("option", "scheduler"),
+    [
+        ("use_karras_sigmas", "DPMSolverMultistepScheduler"),
+        ("use_lu_lambdas", "DPMSolverMultistepScheduler"),
+        ("use_exponential_sigmas", "UniPCMultistepScheduler"),
+    ],
+)
+def test_noise_levels_of_the_recipe_are_those_of_diffusers(diffusers, tmp_path, option, scheduler):
+    scheduler = getattr(diffusers, scheduler)(**{option: True})
+    recipe = recipe_of(scheduler, tmp_path)
+    scheduler.set_timesteps(6)
+    process = make_process(recipe)
+    alphas, sigmas = zip(*map(process.level, process.times(6, recipe.sampler_options["spacing"])), strict=True)
+    ours = [sigma / alpha for alpha, sigma in zip(alphas, sigmas, strict=True)]
+    assert ours == pytest.approx(scheduler.sigmas.tolist(), rel=1e-4, abs=1e-6)
 
 
 def edit(path, **entries):
@@ -161,40 +307,52 @@ def test_saving_warns_by_how_much_and_what_to_do(tmp_path):
 # A repository of the Hub.
 
 
-@pytest.fixture
-def repository(monkeypatch, diffusers, tmp_path):
-    """A folder in the place of owner/name, on a Hub that has no others."""
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError
-
-    load = diffusers.DiTTransformer2DModel.from_pretrained
-
-    def fetch(name, subfolder):
-        assert name == "owner/name"
-        return load(tmp_path, subfolder=subfolder)
-
-    def download(name, path):
-        assert name == "owner/name"
-        if not (tmp_path / path).is_file():
-            raise EntryNotFoundError(path)
-        return str(tmp_path / path)
-
-    monkeypatch.setattr(diffusers.DiTTransformer2DModel, "from_pretrained", fetch)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    return tmp_path
+def saved_by_others(model, folder, vae=None):
+    """A folder without what ditzoo adds to it."""
+    save_diffusers(model, folder, RECIPE, vae=vae)
+    (folder / "ditzoo.json").unlink()
 
 
-def test_repository_of_the_hub(repository, vae):
+def test_repository_of_the_hub(vae, tmp_path, monkeypatch):
     model = latent_model()
-    save_diffusers(model, repository, RECIPE, vae=vae)
-    again, recipe = load_diffusers("owner/name")
+    save_diffusers(model, tmp_path / "dit", RECIPE, vae=vae)
+    repository = cached_repository(monkeypatch, tmp_path / "cache", "owner/name", tmp_path / "dit")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again, recipe = load_diffusers("owner/name")
     assert_same_weights(model, again)
     assert recipe == RECIPE
     (repository / "ditzoo.json").unlink()
     _, recipe = load_diffusers("owner/name")
     assert (recipe.source, recipe.latent_codec, recipe.latent_scale) == ("owner/name", "owner/name/vae", 0.18215)
+    edit(repository / "vae" / "config.json", _name_or_path="/root/.cache/elsewhere/vae")
+    assert load_diffusers("owner/name")[1].latent_codec == "owner/name/vae"
     edit(repository / "vae" / "config.json", _name_or_path="stabilityai/sd-vae-ft-ema")
     assert load_diffusers("owner/name")[1].latent_codec == "stabilityai/sd-vae-ft-ema"
+
+
+def test_the_recorded_autoencoder_of_a_folder_can_be_opened_from_elsewhere(vae, tmp_path, monkeypatch):
+    saved_by_others(latent_model(), tmp_path / "dit", vae)
+    monkeypatch.chdir(tmp_path)
+    _, recipe = load_diffusers("dit")
+    monkeypatch.chdir("/")
+    assert recipe.latent_codec == f"{tmp_path}/dit/vae"
+    assert load_codec(recipe.latent_codec, scale=recipe.latent_scale).latent_channels == 4
+
+
+def test_shift_of_the_autoencoder(vae, tmp_path):
+    vae.register_to_config(shift_factor=0.1)
+    saved_by_others(latent_model(), tmp_path, vae)
+    _, recipe = load_diffusers(tmp_path)
+    assert (recipe.latent_scale, recipe.latent_shift) == (0.18215, 0.1)
+
+
+def test_a_repository_whose_scheduler_is_not_here_is_not_guessed(tmp_path, monkeypatch):
+    saved_by_others(latent_model(), tmp_path / "dit")
+    repository = cached_repository(monkeypatch, tmp_path / "cache", "owner/name", tmp_path / "dit")
+    (repository / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(OSError, match=r"the scheduler of owner/name is neither there nor on this machine; fetch the"):
+        load_diffusers("owner/name")
 
 
 # Refused.

@@ -17,8 +17,9 @@ from torch import Tensor
 
 import ditzoo.data
 import ditzoo.data.digits
-from ditzoo.media import LatentCodec, PixelCodec, load_codec, to_uint8
+from ditzoo.media import LatentCodec, PixelCodec, load_codec, load_codec_for_recipe, to_uint8
 from ditzoo.models.families import SD_VAE
+from tests.hub import cached_repository
 from tests.zoo import EVERY_NAME
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -178,6 +179,31 @@ def test_tiny_autoencoder(saved):
         recipe_wins = load_codec(saved / "tiny", scale=SCALE)
     torch.testing.assert_close(recipe_wins.encode(images), latents * SCALE)
     torch.testing.assert_close(recipe_wins.decode(latents * SCALE), decoded, rtol=0, atol=1e-5)
+
+
+def test_a_tiny_autoencoder_in_place_of_a_recipes_keeps_its_own_scale(saved):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny = load_codec_for_recipe(saved / "tiny", latent_scale=SCALE, latent_shift=0.25)
+        kl = load_codec_for_recipe(saved / "kl", latent_scale=SCALE)
+    assert (tiny.scale, tiny.shift, kl.scale, kl.shift) == (1.0, 0.0, SCALE, 0.0)
+    latents, vae = torch.randn(1, 4, 2, 2), by_hand(saved / "tiny", "AutoencoderTiny")
+    with torch.no_grad():
+        assert torch.equal(tiny.decode(latents), vae.decode(latents).sample)
+
+
+def test_another_autoencoder_in_place_of_a_recipes_takes_its_scale(saved):
+    with pytest.warns(UserWarning, match="the recipe's latent scale 0.2301 and shift 0.5 are used, although"):
+        codec = load_codec_for_recipe(
+            saved / "kl", latent_scale=0.2301, latent_shift=0.5, dtype=torch.float64, tiling=True, slicing=True
+        )
+    assert (codec.scale, codec.shift, codec.dtype, codec.tiling, codec.slicing) == (
+        0.2301,
+        0.5,
+        torch.float64,
+        True,
+        True,
+    )
 
 
 def test_a_recipe_that_disagrees_wins_and_is_named(saved):
@@ -420,6 +446,39 @@ def test_a_missing_weight_is_not_replaced_by_random_numbers(damaged):
     save_file(state, damaged / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(OSError, match=r"damaged is incomplete: decoder.conv_out.bias"):
         load_codec(damaged, scale=SCALE)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("kl", {}), ("pipeline", {"subfolder": "vae"}), ("pipeline/vae", {})], ids=str
+)
+def test_models_of_the_hub(saved, tmp_path, monkeypatch, name, options):
+    folder = name.partition("/")[0]
+    cached_repository(monkeypatch, tmp_path, f"owner/{folder}", saved / folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        codec = load_codec(f"owner/{name}", scale=SCALE, **options)
+    images = pictures()
+    assert torch.equal(codec.encode(images), load_codec(saved / "kl", scale=SCALE).encode(images))
+    assert codec.name == f"owner/{name}"
+
+
+def test_a_folder_named_like_the_part_of_a_repository_comes_first(saved, tmp_path, monkeypatch):
+    shutil.copytree(saved / "pipeline", tmp_path / "owner" / "name")
+    monkeypatch.chdir(tmp_path)
+    codec = load_codec("owner/name/vae", scale=SCALE)
+    images = pictures()
+    assert torch.equal(codec.encode(images), load_codec(saved / "kl", scale=SCALE).encode(images))
+
+
+@pytest.mark.parametrize(("name", "options"), [("some/dit/vae", {}), ("some/dit", {"subfolder": "vae"})])
+def test_a_part_of_a_repository_that_is_not_here(saved, tmp_path, monkeypatch, name, options):
+    cached_repository(monkeypatch, tmp_path, "some/dit", saved / "kl")  # has no part vae
+    text = (
+        r"^autoencoder some/dit/vae is not on this machine\. HF_HUB_OFFLINE is set.*: unset it, or give a local folder "
+        r"in its place; .* `hf download some/dit --include 'vae/\*' --local-dir FOLDER` fills FOLDER/vae\.$"
+    )
+    with pytest.raises(OSError, match=text):
+        load_codec(name, scale=SCALE, **options)
 
 
 def test_offline(tmp_path):
