@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ditzoo.diffusion import NonFiniteSampleError
-from ditzoo.media import LatentCodec, load_codec, parse_labels
+from ditzoo.media import LatentCodec, load_codec_for_recipe, parse_labels
 from ditzoo.media.files import check_writable
 from ditzoo.pipeline.denoising import Frames, NonFiniteImageError
 from ditzoo.pipeline.jobs import Made, device_of_launcher, parts_of, process_of_launcher, sample_to_disk
@@ -116,7 +116,9 @@ class SampleCommand:
         pipeline = Pipeline.from_pretrained(self.name, checkpoint=self.checkpoint, device=device, dtype=dtype)
         if self.codec is not None:
             recipe = pipeline.recipe
-            pipeline.codec = load_codec(self.codec, scale=recipe.latent_scale, shift=recipe.latent_shift, device=device)
+            pipeline.codec = load_codec_for_recipe(
+                self.codec, latent_scale=recipe.latent_scale, latent_shift=recipe.latent_shift, device=device
+            )
         if self.weak_model is not None:
             pipeline.weak_model = Pipeline.from_pretrained(self.weak_model, device=device, dtype=dtype)
         if self.tiling or self.slicing:

@@ -188,6 +188,29 @@ def test_autoencoders_can_be_told_to_save_memory(monkeypatch):
     assert (pipeline.codec.tiling, pipeline.codec.slicing) == (False, True)
 
 
+@pytest.mark.parametrize(("kind", "scale", "shift"), [("AutoencoderKL", 0.3, 0.1), ("AutoencoderTiny", 1.0, 0.0)])
+def test_another_autoencoder_has_the_recipes_scale_and_a_tiny_one_its_own(tmp_path, monkeypatch, kind, scale, shift):
+    diffusers = pytest.importorskip("diffusers", reason="autoencoders are of diffusers")
+    makers = {
+        "AutoencoderKL": lambda: diffusers.AutoencoderKL(
+            latent_channels=4, block_out_channels=(8,), norm_num_groups=4, scaling_factor=0.3, shift_factor=0.1
+        ),
+        "AutoencoderTiny": lambda: diffusers.AutoencoderTiny(
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+        ),
+    }
+    makers[kind]().save_pretrained(tmp_path / "vae")
+    recipe = dataclasses.replace(QUICK, latent_codec="a/b", latent_scale=0.3, latent_shift=0.1)
+    pipeline = Pipeline(lively("dit_ti_2", in_channels=4), recipe)
+    monkeypatch.setattr(Pipeline, "from_pretrained", lambda *arguments, **options: pipeline)
+    SampleCommand(name="dit", out=tmp_path / "grid.png", codec=str(tmp_path / "vae"))._pipeline()
+    assert type(pipeline.codec.autoencoder).__name__ == kind
+    assert (pipeline.codec.scale, pipeline.codec.shift) == (scale, shift)
+
+
 def test_ctrl_c_tells_what_is_left(tmp_path, capsys, monkeypatch):
     def stop(*arguments, **options):
         raise KeyboardInterrupt
