@@ -7,7 +7,7 @@ losses ask nothing else, so that each works with every process.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -42,6 +42,11 @@ def check_steps(num_steps: object) -> None:
         raise TypeError(f"num_inference_steps must be an integer, got {num_steps!r}.")
 
 
+def shortened(values: Sequence[object]) -> str:
+    """The first of some values, for a message."""
+    return ", ".join(map(str, values[:8])) + (f" and {len(values) - 8} more" if len(values) > 8 else "")
+
+
 class Estimate(NamedTuple):
     """What a network's prediction says about a noisy sample.
 
@@ -71,7 +76,6 @@ class Process:
         ValueError: for a prediction that does not go with the process.
     """
 
-    kind: ClassVar[str] = "diffusion"
     #: what its networks may predict
     predictions: ClassVar[tuple[Prediction, ...]] = ("epsilon", "v_prediction", "sample")
     #: whether samplers take a last step from `end` to `data`

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ditzoo.diffusion.guidance import Denoiser
 from ditzoo.diffusion.process import Estimate, Process, Spacing
+from ditzoo.diffusion.process.base import shortened
 
 
 class SamplingStep(NamedTuple):
@@ -53,14 +54,10 @@ class NonFiniteSampleError(FloatingPointError):
     def __init__(self, step: int, num_steps: int, rows: list[int], *, numbered: bool = False) -> None:
         self.step, self.num_steps, self.rows = step, num_steps, rows
         super().__init__(
-            f"sampling gave values that are not finite at step {step} of {num_steps}, in samples {_shortened(rows)}"
+            f"sampling gave values that are not finite at step {step} of {num_steps}, in samples {shortened(rows)}"
             f"{'' if numbered else ' of the batch'}. Look at the weights (`ditzoo verify`), lower the guidance scale, "
             "or sample in float32."
         )
-
-
-def _shortened(rows: list[int]) -> str:
-    return ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
 
 
 class Run:
