@@ -154,8 +154,8 @@ def test_a_recipe_is_public():
         *(
             (
                 {"prediction": prediction, "schedule": "flow_vp", "end_time": 1.0},
-                r"end_time must be above 0 and below 1 under 'flow_vp' \(at 1 the noise falls infinitely fast\), or None "
-                r"for the schedule's own end, got 1\.0",
+                r"end_time must be above 0 and below 1 under 'flow_vp' \(at 1 the noise falls infinitely fast\), or "
+                r"None for the schedule's own end, got 1\.0",
             )
             for prediction in ("velocity", "epsilon", "score")
         ),

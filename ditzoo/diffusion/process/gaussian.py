@@ -193,7 +193,7 @@ def _checked_timesteps(timesteps: Sequence[int] | Tensor, total: int) -> list[in
     kept = timesteps.tolist() if isinstance(timesteps, Tensor) else list(timesteps)
     if not kept:
         raise ValueError(f"a process needs one timestep or more, got none; give some of 0 to {total - 1}.")
-    if wrong := [t for t in kept if not isinstance(t, Integral) or not 0 <= t < total]:
+    if wrong := [t for t in kept if not (isinstance(t, Integral) and 0 <= int(t) < total)]:
         raise ValueError(f"timesteps must be whole numbers from 0 to {total - 1}, got {shortened(wrong)}.")
     if falling := [f"{after} after {before}" for before, after in itertools.pairwise(kept) if after <= before]:
         raise ValueError(f"timesteps must rise, got {shortened(falling)}; sort them, and give each once.")
