@@ -93,14 +93,20 @@ class Run:
         """dx / dt of the probability flow at a time: one evaluation."""
         return flow_velocity(self.process, self.estimate(x, time), time)
 
-    def finish(self, number: int, x: Tensor) -> Tensor:
-        """Note that a step, counted from 0, has given x; x, or what the callback puts in its place."""
+    def check_finite(self, number: int, x: Tensor) -> None:
+        """Raise a NonFiniteSampleError where a step, counted from 0, met values that are no finite numbers."""
         if not torch.isfinite(x).all():
             rows = (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero().flatten().tolist()
             raise NonFiniteSampleError(number + 1, self.num_steps, rows)
+
+    def finish(self, number: int, x: Tensor, estimate: Estimate | None = None) -> Tensor:
+        """Note that a step, counted from 0, has given x; x, or what the callback puts in its place. The callback is
+        shown the x0 of an estimate, the last one where None."""
+        self.check_finite(number, x)
         if self.callback is None:
             return x
-        x0 = x if self.last is None else self.last.x0
+        estimate = estimate or self.last
+        x0 = x if estimate is None else estimate.x0
         time = self.times[number + 1]
         replaced = self.callback(SamplingStep(number + 1, self.num_steps, time, x, x0, self.evaluations))
         return replaced if isinstance(replaced, Tensor) else x
