@@ -36,10 +36,13 @@ def as_factor(values: Tensor, t: Tensor, x: Tensor | None = None) -> Tensor:
     return values.to(dtype).to(t.device).view(-1, 1, 1, 1)
 
 
-def check_steps(num_steps: object) -> None:
-    """Refuse a number of steps that is no integer."""
+def check_steps(num_steps: object, most: int | None = None) -> None:
+    """Refuse a number of steps that is no integer, below 1 or above `most`."""
     if isinstance(num_steps, bool) or not isinstance(num_steps, int):
         raise TypeError(f"num_inference_steps must be an integer, got {num_steps!r}.")
+    if num_steps < 1 or (most is not None and num_steps > most):
+        wanted = "1 or more" if most is None else f"from 1 to {most}"
+        raise ValueError(f"num_inference_steps must be {wanted}, got {num_steps}.")
 
 
 def shortened(values: Sequence[object]) -> str:
@@ -225,8 +228,6 @@ class Process:
             TypeError: for a number of steps that is no integer.
         """
         check_steps(num_steps)
-        if num_steps < 1:
-            raise ValueError(f"num_inference_steps must be 1 or more, got {num_steps}.")
         final_step = self.has_final_step if final_step is None else final_step
         jump = [self.data] if final_step and self.end != self.data else []
         return self._spaced(num_steps + 1 - len(jump), spacing or self.default_spacing) + jump

@@ -182,9 +182,7 @@ class GaussianDiffusion(Process):
             ValueError: for a step count below 1 or above T.
             TypeError: for one that is no integer.
         """
-        check_steps(num_steps)
-        if not 1 <= num_steps <= self.num_timesteps:
-            raise ValueError(f"num_inference_steps must be from 1 to {self.num_timesteps}, got {num_steps}.")
+        check_steps(num_steps, self.num_timesteps)
         kept = space_timesteps(self.num_timesteps, num_steps) if num_steps > 1 else [self.num_timesteps - 1]
         return [*map(float, reversed(kept)), self.data]
 
