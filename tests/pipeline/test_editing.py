@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from ditzoo.data import load_digits_split
-from ditzoo.diffusion import make_process, sample_noise
+from ditzoo.diffusion import make_process, sample_noise, sampler_times
 from ditzoo.pipeline import Pipeline
 from ditzoo.pipeline.denoising import Batch, denoise
-from ditzoo.pipeline.editing import encode_images, noised, sampler_times, slerp
+from ditzoo.pipeline.editing import encode_images, noised, slerp
 from tests.pipeline.pipes import QUICK, QUICK_FLOW, tiny
 
 FAMILIES = ["dit_ti_2", "sit_ti_2", "uvit_ti_2", "mdt_ti_2", "mdtv2_ti_2", "diffit_ti_2", "diffit_unet_ti"]

@@ -25,6 +25,7 @@ from ditzoo.diffusion.samplers.frame import Callback, NoiseOfStep, NonFiniteSamp
 from ditzoo.diffusion.samplers.ode import edm_heun_sample, euler_sample, heun_sample
 from ditzoo.diffusion.samplers.options import check_option
 from ditzoo.diffusion.samplers.sde import euler_maruyama_sample, heun_maruyama_sample
+from ditzoo.diffusion.samplers.times import sampler_times
 from ditzoo.recipe import Recipe, Sampler
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "get_sampler",
     "heun_maruyama_sample",
     "heun_sample",
+    "sampler_times",
     "unipc_sample",
 ]
 

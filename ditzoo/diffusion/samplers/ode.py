@@ -123,10 +123,8 @@ def edm_heun_sample(
         step_noise: noise of each step, needed where `s_churn` is above 0.
     """
     check_ranges(s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
-    times = grid(process, num_inference_steps, times, spacing or "karras")
+    times = edm_times(process, num_inference_steps, times, spacing)
     run = Run(model, process, y, times, callback)
-    if math.isinf(process.noise_level(times[0])):  # x / alpha needs some signal
-        times[0] = run.times[0] = process.time_at(-LOG_SNR_LIMIT)
     most = math.inf if isinstance(process, EDM) else process.noise_level(times[0])
     x = x / process.level(times[0])[0]
     for step, (start, end) in enumerate(itertools.pairwise(times)):
@@ -145,6 +143,16 @@ def edm_heun_sample(
         alpha, _ = process.level(end)
         x = run.finish(step, alpha * ahead) / alpha
     return x * process.level(times[-1])[0]
+
+
+def edm_times(
+    process: Process, num_steps: int, times: Sequence[float] | None = None, spacing: Spacing | None = None
+) -> list[float]:
+    """The times of `edm_heun_sample`, or the caller's: the first one moved to where x / alpha has some signal."""
+    times = grid(process, num_steps, times, spacing or "karras")
+    if math.isinf(process.noise_level(times[0])):
+        times[0] = process.time_at(-LOG_SNR_LIMIT)
+    return times
 
 
 def _noise_at(run: Run, x: Tensor, time: float) -> Tensor:
