@@ -56,6 +56,8 @@ _LATEST: dict[Schedule, float] = {
     "flow_vp": 1.0,
     "edm": 80.0,
 }
+#: schedules whose sigma has an infinite derivative at that time
+_SINGULAR: tuple[Schedule, ...] = ("flow_vp",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,7 @@ class Recipe:
     continuous-time networks with 999 t. Without meaning under `"edm"`, where networks see log(sigma) / 4"""
     end_time: float | None = None
     """the last time at which samplers call the network, in the units of a schedule in continuous time; the process's
-    own where None"""
+    own where None. Below 1 under `"flow_vp"`, whose sigma has an infinite derivative there"""
     variance: Variance = "fixed_large"
     """of a DDPM step: the posterior's, beta, or what the second half of the network's channels interpolates between
     the two (arXiv:2102.09672)"""
@@ -151,7 +153,8 @@ class Recipe:
     guidance: Guidance = field(default_factory=Guidance)
     sampler: Sampler = "ddim"
     num_inference_steps: int = 50
-    """steps of the sampler; `ditzoo.diffusion.count_evaluations` tells what they cost"""
+    """steps of the sampler, at most T where the schedule is a table; `ditzoo.diffusion.count_evaluations` tells what
+    they cost"""
     sampler_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """keyword arguments of the sampler that differ from its defaults, such as `{"eta": 1.0}` of `"ddim"`;
     `ditzoo.diffusion.get_sampler` checks names and values"""
@@ -213,15 +216,20 @@ class Recipe:
                     f"end_time goes with schedules in continuous time, got {self.end_time} for {self.schedule!r}; use "
                     "None."
                 )
-            if not 0 < self.end_time <= _LATEST[self.schedule]:
-                raise ValueError(
-                    f"end_time must be above 0 and at most {_LATEST[self.schedule]:g} under {self.schedule!r}, or "
-                    f"None, got {self.end_time}."
-                )
+            self._check_end_time(self.end_time)
         if self.min_snr_gamma is not None:
             _check_number("min_snr_gamma", self.min_snr_gamma)
             if self.min_snr_gamma <= 0:
                 raise ValueError(f"min_snr_gamma must be above 0, or None, got {self.min_snr_gamma}.")
+
+    def _check_end_time(self, end_time: float) -> None:
+        latest, singular = _LATEST[self.schedule], self.schedule in _SINGULAR
+        if not 0 < end_time <= latest or (singular and end_time == latest):
+            reason = f" (at {latest:g} the noise falls infinitely fast)" if singular else ""
+            raise ValueError(
+                f"end_time must be above 0 and {'below' if singular else 'at most'} {latest:g} under "
+                f"{self.schedule!r}{reason}, or None for the schedule's own end, got {end_time}."
+            )
 
     def _check_prediction(self) -> None:
         valid: tuple[Prediction, ...]
@@ -264,14 +272,10 @@ class Recipe:
                 f"sampler {self.sampler!r} does not go with schedule {self.schedule!r}; choose one of "
                 f"{', '.join(self.samplers)}."
             )
-        if (
-            self.sampler in ("ddpm", "ddim")
-            and self.is_discrete
-            and self.num_inference_steps > self.num_train_timesteps
-        ):
+        if self.is_discrete and self.num_inference_steps > self.num_train_timesteps:
             raise ValueError(
-                f"num_inference_steps must be from 1 to num_train_timesteps ({self.num_train_timesteps}) for "
-                f"{self.sampler!r}, got {self.num_inference_steps}."
+                f"num_inference_steps must be from 1 to num_train_timesteps ({self.num_train_timesteps}) under "
+                f"{self.schedule!r}, got {self.num_inference_steps}."
             )
         if not self.is_discrete and self.guidance.schedule != "constant":
             raise ValueError(

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import importlib.util
 import io
+import math
 import os
 import re
 import shlex
@@ -23,9 +24,9 @@ import torch
 import ditzoo
 from ditzoo import cli
 from ditzoo.bench import QUICK
-from ditzoo.diffusion import SAMPLERS
+from ditzoo.diffusion import SAMPLERS, make_betas, make_process
 from ditzoo.metrics import count_macs
-from ditzoo.recipe import Loss, Prediction, Sampler, Schedule
+from ditzoo.recipe import Loss, Prediction, Recipe, Sampler, Schedule
 from ditzoo.weights.published import agrees
 from tests.golden_cases import PROCESS_CASES, golden_case, process_case, relative_error
 from tests.zoo import TINY
@@ -251,6 +252,59 @@ def resolve(dotted: str) -> object:
 
 
 # Numbers and tables.
+
+
+def value_of(formula: str, **names: float) -> float:
+    """Of a formula as the pages write it."""
+    for sign, python in {"·": "*", "π": "pi ", "√": " sqrt "}.items():
+        formula = formula.replace(sign, python)
+    formula = re.sub(r"cos²(\(.*\))", r"cos\1**2", formula).replace("²", "**2")
+    formula = re.sub(r"sqrt ([\d.]+)", r"sqrt(\1)", formula)
+    formula = re.sub(r"(?<=[\w)]) (?=t|\(1 - t)", "*", formula)  # products without a sign
+    known = {"pi": math.pi, "cos": math.cos, "sin": math.sin, "exp": math.exp, "sqrt": math.sqrt}
+    return float(eval(formula, {"__builtins__": {}}, {**known, **names}))
+
+
+def schedule_rows() -> dict[str, str]:
+    """What the page says of the levels of each schedule, alpha spelled out and minus signs plain."""
+    text = text_of("docs/processes.md").replace("\N{GREEK SMALL LETTER ALPHA}", "alpha").replace("\N{MINUS SIGN}", "-")
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| .* to \S+ \| ", text, re.MULTILINE)
+    assert {name for name, _ in rows} == set(get_args(Schedule))
+    return dict(rows)
+
+
+_PREDICTIONS = {
+    "continuous_vp": "epsilon", "flow_linear": "velocity", "flow_gvp": "velocity", "flow_vp": "velocity", "edm": "edm",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule", _PREDICTIONS)
+def test_the_page_has_the_noise_levels_of_continuous_time(schedule):
+    alpha, sigma = re.fullmatch(r"alpha = (.*), σ²? = (.*)", schedule_rows()[schedule]).groups()
+    for t in (0.03, 0.4, 0.9):
+        a = value_of(alpha, t=t)
+        s = math.sqrt(1 - a**2) if sigma == "1 - alpha²" else value_of(sigma, t=t)
+        recipe = Recipe(prediction=_PREDICTIONS[schedule], schedule=schedule)
+        assert make_process(recipe).level(t) == pytest.approx((a, s), rel=1e-9)
+
+
+def test_the_page_has_the_betas_of_the_tables():
+    rows, total = schedule_rows(), 1000
+    first, last = re.search(r"β even from (\S+) to (\S+)$", rows["linear"]).groups()
+    linear = torch.linspace(value_of(first, T=total), value_of(last, T=total), total, dtype=torch.float64)
+    torch.testing.assert_close(make_betas("linear", total), linear)
+    first, last = re.search(r"√β even from (\S+) to (\S+)$", rows["scaled_linear"]).groups()
+    scaled = torch.linspace(value_of(first), value_of(last), total, dtype=torch.float64) ** 2
+    torch.testing.assert_close(make_betas("scaled_linear", total), scaled)
+
+
+def test_the_page_has_the_cosine_schedule():
+    left, f, most = re.fullmatch(r"alpha² = (.*), f\(u\) = (.*), β at most (.*)", schedule_rows()["cosine"]).groups()
+    total = 1000
+    levels = [value_of(left, t=t, T=total, f=lambda u: value_of(f, u=u)) for t in range(total)]
+    alphas = torch.tensor([1.0, *levels], dtype=torch.float64)
+    betas = (1 - alphas[1:] / alphas[:-1]).clamp(max=float(most))
+    torch.testing.assert_close(make_betas("cosine", total), betas, rtol=1e-9, atol=1e-12)
 
 
 @cache

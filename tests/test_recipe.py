@@ -8,7 +8,7 @@ import pytest
 
 import ditzoo
 from ditzoo import recipe as recipe_module
-from ditzoo.recipe import Guidance, Recipe
+from ditzoo.recipe import DISCRETE_SAMPLERS, Guidance, Recipe
 
 RECIPES = [
     Recipe(prediction="epsilon", schedule="linear"),
@@ -143,8 +143,22 @@ def test_a_recipe_is_public():
         ),
         ({**FLOW, "loss_weighting": "likelihood"}, r"not for 'velocity' under 'flow_linear'; use 'none'"),
         ({"end_time": 0.1}, r"end_time goes with schedules in continuous time, got 0\.1 for 'linear'; use None"),
-        ({**FLOW, "end_time": 0.0}, r"end_time must be above 0 and at most 1 under 'flow_linear', or None, got 0\.0"),
-        ({**FLOW, "end_time": 1.5}, r"end_time must be above 0 and at most 1 under 'flow_linear', or None, got 1\.5"),
+        (
+            {**FLOW, "end_time": 0.0},
+            r"end_time must be above 0 and at most 1 under 'flow_linear', or None .*, got 0\.0",
+        ),
+        (
+            {**FLOW, "end_time": 1.5},
+            r"end_time must be above 0 and at most 1 under 'flow_linear', or None .*, got 1\.5",
+        ),
+        *(
+            (
+                {"prediction": prediction, "schedule": "flow_vp", "end_time": 1.0},
+                r"end_time must be above 0 and below 1 under 'flow_vp' \(at 1 the noise falls infinitely fast\), or "
+                r"None for the schedule's own end, got 1\.0",
+            )
+            for prediction in ("velocity", "epsilon", "score")
+        ),
         (
             {"prediction": "edm", "schedule": "edm", "end_time": 90.0},
             r"end_time must be above 0 and at most 80 under 'edm'",
@@ -155,7 +169,13 @@ def test_a_recipe_is_public():
         ({"latent_scale": float("nan")}, r"latent_scale must be a finite number, got nan"),
         ({"num_train_timesteps": 0}, r"num_train_timesteps must be 1 or more, got 0"),
         ({"num_inference_steps": 0}, r"num_inference_steps must be 1 or more, got 0"),
-        ({"num_inference_steps": 1001}, r"from 1 to num_train_timesteps \(1000\) for 'ddim', got 1001"),
+        *(
+            (
+                {"sampler": sampler, "num_inference_steps": 1001},
+                r"num_inference_steps must be from 1 to num_train_timesteps \(1000\) under 'linear', got 1001",
+            )
+            for sampler in DISCRETE_SAMPLERS
+        ),
         ({"mask_ratio": 1.0}, r"mask_ratio 1\.0 \(\+ up to 0\.0\) must be at least 0 and stay below 1"),
         ({"mask_ratio": 0.9, "mask_ratio_spread": 0.2}, r"mask_ratio 0\.9 \(\+ up to 0\.2\)"),
         ({"mask_ratio": -0.5}, r"mask_ratio -0\.5"),

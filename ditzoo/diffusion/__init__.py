@@ -41,6 +41,7 @@ from ditzoo.diffusion.samplers import (
     get_sampler,
     heun_maruyama_sample,
     heun_sample,
+    sampler_times,
     unipc_sample,
 )
 from ditzoo.diffusion.schedules import make_betas, space_timesteps
@@ -86,6 +87,7 @@ __all__ = [
     "prior_bits",
     "sample_labels",
     "sample_noise",
+    "sampler_times",
     "space_timesteps",
     "training_loss",
     "unipc_sample",

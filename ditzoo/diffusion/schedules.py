@@ -53,7 +53,7 @@ def space_timesteps(num_timesteps: int, spacing: int | str | Sequence[int]) -> l
             into as many equal sections and keeps that many of each; `"ddim50"` keeps every (T / 50)th from 0 on.
 
     Raises:
-        ValueError: for more timesteps than there are, or a stride of DDIM that no integer gives.
+        ValueError: for no or more timesteps than there are, or a stride of DDIM that no integer gives.
     """
     if isinstance(spacing, str) and spacing.startswith("ddim"):
         return _strided(num_timesteps, _whole(spacing.removeprefix("ddim"), spacing))
@@ -61,6 +61,8 @@ def space_timesteps(num_timesteps: int, spacing: int | str | Sequence[int]) -> l
         counts = [_whole(part, spacing) for part in spacing.split(",")]
     else:
         counts = [spacing] if isinstance(spacing, int) else list(spacing)
+    if not counts:
+        raise ValueError(f"spacing {spacing!r} keeps no timesteps; give how many to keep, 1 to {num_timesteps}.")
     size, longer = divmod(num_timesteps, len(counts))
     kept: list[int] = []
     start = 0

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate as resize
 
-from ditzoo.diffusion import GaussianDiffusion, Process, SamplingStep, make_process, sample_noise
-from ditzoo.diffusion.samplers.sde import sde_times
+from ditzoo.diffusion import Process, SamplingStep, make_process, sample_noise, sampler_times
 from ditzoo.pipeline.denoising import Batch, Denoised, RunOptions, denoise, sample_in_batches
 from ditzoo.pipeline.samples import Samples
 from ditzoo.pipeline.settings import SETTINGS, check_whole
@@ -107,13 +106,10 @@ def inpaint(
         class_labels, seed, options: as in `image_to_image`.
 
     Raises:
-        ValueError: for a mask of another size or other values, one that paints nothing, or a sampler that cannot be
-            stopped between steps, and as `image_to_image`.
+        ValueError: for a mask of another size or other values, or one that paints nothing, and as `image_to_image`.
         TypeError: as `image_to_image`.
     """
     settings, running = _split(pipeline, options)
-    if settings.sampler == "dopri5":
-        raise ValueError("dopri5 solves in one go and cannot inpaint; choose another sampler, such as heun.")
     clean = encode_images(pipeline, images)
     paint = _mask(pipeline, mask, clean).expand(len(clean), -1, -1, -1)
     labels = _labels(pipeline, class_labels, len(clean), seed)
@@ -287,18 +283,6 @@ def noised(process: Process, clean: Tensor, noise: Tensor, time: float) -> Tenso
     """Clean latents with the noise of one time."""
     alpha, sigma = process.level(time)
     return alpha * clean + sigma * noise
-
-
-def sampler_times(settings: Recipe) -> list[float]:
-    """The times that the recipe's sampler visits, noise first."""
-    process, steps, options = make_process(settings), settings.num_inference_steps, settings.sampler_options
-    if settings.sampler in ("ddpm", "ddim") and isinstance(process, GaussianDiffusion) and "spacing" not in options:
-        return process.integer_times(steps)
-    if settings.sampler in ("euler_maruyama", "heun_maruyama"):
-        return sde_times(process, steps, options.get("last_step", "mean"), options.get("last_step_size", 0.04))
-    spacing = options.get("spacing", "karras" if settings.sampler == "edm_heun" else None)
-    short = settings.sampler in ("dpmpp_3s", "dpm_3s", "dopri5")
-    return process.times(steps, spacing, final_step=options.get("final_step", False) if short else None)
 
 
 def encode_images(pipeline: Pipeline, images: Any) -> Tensor:

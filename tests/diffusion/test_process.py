@@ -180,6 +180,7 @@ def test_sections_are_kept_each_in_its_own_place(total, data):
         ("ddimx", r"spacing 'ddimx' is not understood; give a number of timesteps, '10,15,20' or 'ddim50'"),
         ("10,ten", r"spacing '10,ten' is not understood"),
         ("2.5", r"spacing '2\.5' is not understood"),
+        ([], r"spacing \[\] keeps no timesteps; give how many to keep, 1 to 1000"),
     ],
 )
 def test_a_wrong_spacing_is_named(spacing, message):
@@ -201,6 +202,31 @@ def test_a_shorter_process_has_the_marginals_of_the_whole_one(schedule, kept):
     # Its own steps lead there: the product of 1 - beta is what is left of the signal.
     torch.testing.assert_close((1 - short.betas).cumprod(0), short.alphas_cumprod, rtol=1e-9, atol=1e-15)
     assert ((short.betas > 0) & (short.betas < 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "message"),
+    [
+        ([999, 500, 0], r"timesteps must rise, got 500 after 999, 0 after 500; sort them, and give each once"),
+        ([0, 500, 500], r"timesteps must rise, got 500 after 500"),
+        ([-1, 500, 1000], r"timesteps must be whole numbers from 0 to 999, got -1, 1000\."),
+        ([0.5, 2], r"timesteps must be whole numbers from 0 to 999, got 0\.5\."),
+        (range(1000, 1020), r"from 0 to 999, got 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1007 and 12 more\."),
+        ([], r"a process needs one timestep or more, got none; give some of 0 to 999"),
+    ],
+)
+def test_timesteps_that_no_process_can_keep_are_named(timesteps, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianDiffusion(process().recipe, timesteps)
+    with pytest.raises(ValueError, match=message):
+        process().keep(timesteps)
+
+
+def test_a_shorter_process_keeps_some_of_its_own_timesteps():
+    short = process().respace(10)
+    assert short.keep(torch.tensor([1, 9])).timestep_map.tolist() == [111, 999]
+    with pytest.raises(ValueError, match=r"timesteps must be whole numbers from 0 to 9, got 10\."):
+        short.keep([0, 10])
 
 
 def test_a_process_is_shortened_twice():

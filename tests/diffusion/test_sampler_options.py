@@ -78,6 +78,42 @@ def test_a_wrong_value_is_named_with_what_is_valid(sampler, option, value, error
     assert str(raised.value) == f"option {option!r} of sampler {sampler!r} must be {wanted}, got {value!r}."
 
 
+RANGES = {
+    "eta": ("from 0 to 1", [-0.1, 1.5]),
+    "s_churn": ("0 or more", [-1]),
+    "s_tmin": ("0 or more", [-0.05]),
+    "s_tmax": ("0 or more", [-2.0]),
+    "s_noise": ("0 or more", [-1.0]),
+    "diffusion_norm": ("above 0", [0.0, -1.0]),
+    "rtol": ("above 0", [0, -1e-3]),
+    "atol": ("above 0", [0.0]),
+}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "option", "value"),
+    [
+        (sampler, option, value)
+        for sampler, info in SAMPLERS.items()
+        for option in info.options
+        for value in RANGES.get(option, ("", []))[1]
+    ],
+)
+def test_a_number_out_of_range_is_named_by_recipes_and_samplers(sampler, option, value):
+    message = rf"^option '{option}' must be {RANGES[option][0]}, got {value!r}\.$"
+    recipe = recipe_with(sampler, {option: value})
+    with pytest.raises(ValueError, match=message):
+        get_sampler(recipe)
+    this = make_process(recipe)
+    with pytest.raises(ValueError, match=message):
+        SAMPLERS[sampler].function(denoiser(this), this, gaussian(2), **recipe.sampler_options)
+
+
+@pytest.mark.parametrize("option", RANGES)
+def test_a_range_is_that_of_an_option(option):
+    assert any(option in info.options for info in SAMPLERS.values())
+
+
 @pytest.mark.parametrize(
     ("sampler", "options"),
     [

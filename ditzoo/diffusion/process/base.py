@@ -7,7 +7,7 @@ losses ask nothing else, so that each works with every process.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -36,10 +36,18 @@ def as_factor(values: Tensor, t: Tensor, x: Tensor | None = None) -> Tensor:
     return values.to(dtype).to(t.device).view(-1, 1, 1, 1)
 
 
-def check_steps(num_steps: object) -> None:
-    """Refuse a number of steps that is no integer."""
+def check_steps(num_steps: object, most: int | None = None) -> None:
+    """Refuse a number of steps that is no integer, below 1 or above `most`."""
     if isinstance(num_steps, bool) or not isinstance(num_steps, int):
         raise TypeError(f"num_inference_steps must be an integer, got {num_steps!r}.")
+    if num_steps < 1 or (most is not None and num_steps > most):
+        wanted = "1 or more" if most is None else f"from 1 to {most}"
+        raise ValueError(f"num_inference_steps must be {wanted}, got {num_steps}.")
+
+
+def shortened(values: Sequence[object]) -> str:
+    """The first of some values, for a message."""
+    return ", ".join(map(str, values[:8])) + (f" and {len(values) - 8} more" if len(values) > 8 else "")
 
 
 class Estimate(NamedTuple):
@@ -71,7 +79,6 @@ class Process:
         ValueError: for a prediction that does not go with the process.
     """
 
-    kind: ClassVar[str] = "diffusion"
     #: what its networks may predict
     predictions: ClassVar[tuple[Prediction, ...]] = ("epsilon", "v_prediction", "sample")
     #: whether samplers take a last step from `end` to `data`
@@ -221,8 +228,6 @@ class Process:
             TypeError: for a number of steps that is no integer.
         """
         check_steps(num_steps)
-        if num_steps < 1:
-            raise ValueError(f"num_inference_steps must be 1 or more, got {num_steps}.")
         final_step = self.has_final_step if final_step is None else final_step
         jump = [self.data] if final_step and self.end != self.data else []
         return self._spaced(num_steps + 1 - len(jump), spacing or self.default_spacing) + jump

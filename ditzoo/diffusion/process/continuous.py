@@ -77,7 +77,6 @@ class FlowMatching(Process):
         ValueError: for an unknown path or prediction.
     """
 
-    kind = "flow"
     predictions = ("velocity", "epsilon", "score")
     has_final_step = False
     data = 1.0
@@ -186,7 +185,6 @@ class EDM(Process):
         p_std: its standard deviation.
     """
 
-    kind = "edm"
     predictions = ("edm",)
     default_spacing = "karras"
     sigma_data = 0.5

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ditzoo.diffusion.process.base import Process, as_factor, check_steps
+from ditzoo.diffusion.process.base import Process, as_factor, check_steps, shortened
 from ditzoo.diffusion.schedules import make_betas, space_timesteps
 from ditzoo.recipe import Recipe
 
@@ -39,6 +41,9 @@ class GaussianDiffusion(Process):
         timesteps: which of the T the process keeps, ascending; all where None. The kept ones are numbered from 0, with
             betas of their own, and networks are told their numbers in the full process.
 
+    Raises:
+        ValueError: for timesteps that are none of these, or do not rise.
+
     Attributes:
         betas: variances of the forward steps, (T,) float64 on the CPU, as all tables here.
         alphas_cumprod: alpha_t^2.
@@ -51,11 +56,12 @@ class GaussianDiffusion(Process):
         timestep_map: number of each timestep in the full process, (T,) int64.
     """
 
-    def __init__(self, recipe: Recipe, timesteps: Sequence[int] | None = None) -> None:
+    def __init__(self, recipe: Recipe, timesteps: Sequence[int] | Tensor | None = None) -> None:
         super().__init__(recipe.prediction, recipe.time_scale, recipe.time_offset)
         self.recipe = recipe
         full = torch.cumprod(1 - make_betas(recipe.schedule, recipe.num_train_timesteps), dim=0)
-        self.timestep_map = torch.arange(len(full)) if timesteps is None else torch.tensor(list(timesteps))
+        kept = range(len(full)) if timesteps is None else _checked_timesteps(timesteps, len(full))
+        self.timestep_map = torch.tensor(kept)
         self.num_timesteps: int = len(self.timestep_map)
         self.start, self.end, self.data = float(self.num_timesteps - 1), 0.0, -1.0
         one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
@@ -75,9 +81,13 @@ class GaussianDiffusion(Process):
         """The process of fewer timesteps that `space_timesteps` keeps."""
         return self.keep(space_timesteps(self.num_timesteps, spacing))
 
-    def keep(self, timesteps: Sequence[int]) -> GaussianDiffusion:
-        """The process of these timesteps alone, in ascending order."""
-        return GaussianDiffusion(self.recipe, self.timestep_map[list(timesteps)].tolist())
+    def keep(self, timesteps: Sequence[int] | Tensor) -> GaussianDiffusion:
+        """The process of these timesteps alone, in ascending order.
+
+        Raises:
+            ValueError: for timesteps that this process does not have, or that do not rise.
+        """
+        return GaussianDiffusion(self.recipe, self.timestep_map[_checked_timesteps(timesteps, self.num_timesteps)])
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         if not t.is_floating_point():
@@ -172,8 +182,17 @@ class GaussianDiffusion(Process):
             ValueError: for a step count below 1 or above T.
             TypeError: for one that is no integer.
         """
-        check_steps(num_steps)
-        if not 1 <= num_steps <= self.num_timesteps:
-            raise ValueError(f"num_inference_steps must be from 1 to {self.num_timesteps}, got {num_steps}.")
+        check_steps(num_steps, self.num_timesteps)
         kept = space_timesteps(self.num_timesteps, num_steps) if num_steps > 1 else [self.num_timesteps - 1]
         return [*map(float, reversed(kept)), self.data]
+
+
+def _checked_timesteps(timesteps: Sequence[int] | Tensor, total: int) -> list[int]:
+    kept = timesteps.tolist() if isinstance(timesteps, Tensor) else list(timesteps)
+    if not kept:
+        raise ValueError(f"a process needs one timestep or more, got none; give some of 0 to {total - 1}.")
+    if wrong := [t for t in kept if not (isinstance(t, Integral) and 0 <= int(t) < total)]:
+        raise ValueError(f"timesteps must be whole numbers from 0 to {total - 1}, got {shortened(wrong)}.")
+    if falling := [f"{after} after {before}" for before, after in itertools.pairwise(kept) if after <= before]:
+        raise ValueError(f"timesteps must rise, got {shortened(falling)}; sort them, and give each once.")
+    return [int(t) for t in kept]

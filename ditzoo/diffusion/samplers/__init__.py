@@ -12,6 +12,7 @@ from typing import get_type_hints
 from torch import Tensor
 
 from ditzoo.diffusion.process import make_process
+from ditzoo.diffusion.samplers.adaptive import dopri5_sample
 from ditzoo.diffusion.samplers.diffusion import ddim_sample, ddpm_sample
 from ditzoo.diffusion.samplers.exponential import (
     dpm_3s_sample,
@@ -21,9 +22,10 @@ from ditzoo.diffusion.samplers.exponential import (
     unipc_sample,
 )
 from ditzoo.diffusion.samplers.frame import Callback, NoiseOfStep, NonFiniteSampleError, SamplingStep
-from ditzoo.diffusion.samplers.ode import dopri5_sample, edm_heun_sample, euler_sample, heun_sample
+from ditzoo.diffusion.samplers.ode import edm_heun_sample, euler_sample, heun_sample
 from ditzoo.diffusion.samplers.options import check_option
 from ditzoo.diffusion.samplers.sde import euler_maruyama_sample, heun_maruyama_sample
+from ditzoo.diffusion.samplers.times import sampler_times
 from ditzoo.recipe import Recipe, Sampler
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "get_sampler",
     "heun_maruyama_sample",
     "heun_sample",
+    "sampler_times",
     "unipc_sample",
 ]
 
@@ -124,7 +127,7 @@ def get_sampler(recipe: Recipe) -> Callable[..., Tensor]:
 
     Raises:
         TypeError: for an option that the sampler does not have, naming the nearest, or a value of the wrong type.
-        ValueError: for a value that is no choice of its option, or a number that is not finite.
+        ValueError: for a value that is no choice of its option, or a number that is not finite or out of range.
     """
     info = SAMPLERS[recipe.sampler]
     parameters, annotations = inspect.signature(info.function).parameters, get_type_hints(info.function)

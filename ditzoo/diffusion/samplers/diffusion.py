@@ -12,6 +12,7 @@ from torch import Tensor
 from ditzoo.diffusion.guidance import Denoiser
 from ditzoo.diffusion.process import Estimate, GaussianDiffusion, Process, Spacing
 from ditzoo.diffusion.samplers.frame import Callback, NoiseOfStep, Run, drawn, grid
+from ditzoo.diffusion.samplers.options import check_ranges
 from ditzoo.recipe import CONTINUOUS_SAMPLERS
 
 
@@ -99,8 +100,9 @@ def ddim_sample(
     Args:
         times: of the process instead of a number of steps, from noise to data; the other way round inverts the sampler.
         spacing: of the times, see `Process.times`; discrete processes keep whole timesteps where None.
-        eta: 0 adds no noise.
+        eta: from 0, which adds no noise, to 1.
     """
+    check_ranges(eta=eta)
     if times is None and spacing is None and isinstance(process, GaussianDiffusion):
         times = process.integer_times(num_inference_steps)
     run = Run(model, process, y, grid(process, num_inference_steps, times, spacing), callback)

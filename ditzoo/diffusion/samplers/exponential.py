@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ditzoo.diffusion.guidance import Denoiser
 from ditzoo.diffusion.process import LOG_SNR_LIMIT, Estimate, Process, Spacing
+from ditzoo.diffusion.process.base import check_steps
 from ditzoo.diffusion.samplers.diffusion import ddim_step, noise_beside
 from ditzoo.diffusion.samplers.frame import Callback, Run, grid
 
@@ -203,7 +204,14 @@ def dpm_3s_sample(
     final_step: bool = False,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DPM-Solver-fast: `dpmpp_3s_sample` on the noise instead of x0 (algorithms 1 to 3 of arXiv:2206.00927)."""
+    """DPM-Solver-fast: `dpmpp_3s_sample` on the noise instead of x0 (algorithms 1 to 3 of arXiv:2206.00927). Arguments
+    as there, and:
+
+    Args:
+        spacing: as in `Process.times`; `fast_times`, the paper's steps of equal length in lambda, where None.
+    """
+    if times is None and spacing is None:
+        times = fast_times(process, num_inference_steps, final_step)
     times = grid(process, num_inference_steps, times, spacing, final_step)
     return _singlestep("noise", model, process, x, y, times, callback)
 
@@ -212,6 +220,41 @@ def singlestep_orders(num_steps: int) -> list[int]:
     """Orders of DPM-Solver-fast's steps, which use up `num_steps` evaluations (section 3.4 of arXiv:2206.00927)."""
     threes, rest = divmod(num_steps, 3)
     return [3] * (threes - 1) + [2, 1] if rest == 0 else [3] * threes + [rest]
+
+
+def fast_times(process: Process, num_steps: int, final_step: bool = False) -> list[float]:
+    """The times at which DPM-Solver-fast calls the network, and its last one: steps of equal length in lambda, whose
+    inner nodes lie at halves or thirds of their own step (section 3.4 of arXiv:2206.00927).
+
+    Where lambda is infinite, or all but infinite, the grid reaches to `LOG_SNR_LIMIT`, and the step there is of first
+    order. The paper has no such ends, and no step to the data.
+
+    Args:
+        process: whose times from `start` to `end` are taken.
+        num_steps: evaluations.
+        final_step: go from `end` to the data in one more step of first order.
+
+    Raises:
+        ValueError: for fewer than one step.
+        TypeError: for a number of steps that is no integer.
+    """
+    check_steps(num_steps)
+    jump = [process.data] if final_step and process.end != process.data else []
+    orders = _orders(process, process.start, process.data if jump else process.end, num_steps)
+    if jump:
+        orders = orders[:-1]
+    low, high = (min(max(process.log_snr(t), -LOG_SNR_LIMIT), LOG_SNR_LIMIT) for t in (process.start, process.end))
+    shares = [(step + node / order) / len(orders) for step, order in enumerate(orders) for node in range(order)]
+    inner = [process.time_at(low + (high - low) * share) for share in shares[1:]]
+    return [process.start, *inner, *([process.end] if orders else []), *jump]
+
+
+def _orders(process: Process, start: float, end: float, num_steps: int) -> list[int]:
+    """Orders of singlesteps with `num_steps` evaluations; those of all but infinite length in lambda stand alone."""
+    first = int(process.log_snr(start) < -LOG_SNR_LIMIT)
+    last = int(process.log_snr(end) > LOG_SNR_LIMIT and num_steps > first)
+    inner = num_steps - first - last
+    return [1] * first + (singlestep_orders(inner) if inner else []) + [1] * last
 
 
 def _singlestep(
@@ -224,13 +267,8 @@ def _singlestep(
     callback: Callback | None,
 ) -> Tensor:
     run, roles = Run(model, process, y, times, callback), _Exponential(process, predicted)
-    # Intervals of infinite or all but infinite length in lambda stand alone.
-    first = int(process.log_snr(times[0]) < -LOG_SNR_LIMIT)
-    last = int(process.log_snr(times[-1]) > LOG_SNR_LIMIT and run.num_steps > first)
-    inner = run.num_steps - first - last
-    orders = [1] * first + (singlestep_orders(inner) if inner else []) + [1] * last
     step = 0
-    for order in orders:
+    for order in _orders(process, times[0], times[-1], run.num_steps):
         nodes = times[step : step + order + 1]
         step += order
         if math.isinf(roles.z(nodes[0], nodes[-1])):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ditzoo.diffusion.guidance import Denoiser
 from ditzoo.diffusion.process import Estimate, Process, Spacing
+from ditzoo.diffusion.process.base import shortened
 
 
 class SamplingStep(NamedTuple):
@@ -53,14 +54,10 @@ class NonFiniteSampleError(FloatingPointError):
     def __init__(self, step: int, num_steps: int, rows: list[int], *, numbered: bool = False) -> None:
         self.step, self.num_steps, self.rows = step, num_steps, rows
         super().__init__(
-            f"sampling gave values that are not finite at step {step} of {num_steps}, in samples {_shortened(rows)}"
+            f"sampling gave values that are not finite at step {step} of {num_steps}, in samples {shortened(rows)}"
             f"{'' if numbered else ' of the batch'}. Look at the weights (`ditzoo verify`), lower the guidance scale, "
             "or sample in float32."
         )
-
-
-def _shortened(rows: list[int]) -> str:
-    return ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
 
 
 class Run:
@@ -96,14 +93,20 @@ class Run:
         """dx / dt of the probability flow at a time: one evaluation."""
         return flow_velocity(self.process, self.estimate(x, time), time)
 
-    def finish(self, number: int, x: Tensor) -> Tensor:
-        """Note that a step, counted from 0, has given x; x, or what the callback puts in its place."""
+    def check_finite(self, number: int, x: Tensor) -> None:
+        """Raise a NonFiniteSampleError where a step, counted from 0, met values that are no finite numbers."""
         if not torch.isfinite(x).all():
             rows = (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero().flatten().tolist()
             raise NonFiniteSampleError(number + 1, self.num_steps, rows)
+
+    def finish(self, number: int, x: Tensor, estimate: Estimate | None = None) -> Tensor:
+        """Note that a step, counted from 0, has given x; x, or what the callback puts in its place. The callback is
+        shown the x0 of an estimate, the last one where None."""
+        self.check_finite(number, x)
         if self.callback is None:
             return x
-        x0 = x if self.last is None else self.last.x0
+        estimate = estimate or self.last
+        x0 = x if estimate is None else estimate.x0
         time = self.times[number + 1]
         replaced = self.callback(SamplingStep(number + 1, self.num_steps, time, x, x0, self.evaluations))
         return replaced if isinstance(replaced, Tensor) else x

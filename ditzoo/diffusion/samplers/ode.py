@@ -6,12 +6,12 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from ditzoo.diffusion.guidance import Denoiser
 from ditzoo.diffusion.process import EDM, LOG_SNR_LIMIT, GaussianDiffusion, Process, Spacing
 from ditzoo.diffusion.samplers.frame import Callback, NoiseOfStep, Run, drawn, grid
+from ditzoo.diffusion.samplers.options import check_ranges
 from ditzoo.recipe import DISCRETE_SAMPLERS
 
 
@@ -88,52 +88,6 @@ def check_continuous(process: Process) -> None:
         )
 
 
-def dopri5_sample(
-    model: Denoiser,
-    process: Process,
-    x: Tensor,
-    y: Tensor | None = None,
-    *,
-    num_inference_steps: int = 50,
-    times: Sequence[float] | None = None,
-    rtol: float = 1e-3,
-    atol: float = 1e-6,
-    callback: Callback | None = None,
-) -> Tensor:
-    """Dormand and Prince's adaptive method through torchdiffeq, with SiT's tolerances. Arguments as `euler_sample`.
-
-    The batch is one system: its step lengths, and so the last digits of a sample, depend on what else is in it. The
-    number of steps decides only how often the callback is called, not how many evaluations are made.
-
-    Args:
-        rtol: relative error allowed in a step.
-        atol: absolute error allowed in a step.
-
-    Raises:
-        ImportError: where torchdiffeq is missing, naming the extra to install.
-    """
-    check_continuous(process)
-    try:
-        from torchdiffeq import odeint
-    except ImportError as error:
-        raise ImportError('the dopri5 sampler needs torchdiffeq: pip install "ditzoo[ode]"') from error
-    times = grid(process, num_inference_steps, times, final_step=False)
-    run = Run(model, process, y, times, callback)
-    points = torch.tensor(times, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
-    states = odeint(
-        lambda t, state: run.velocity(state, float(t)),
-        x,
-        points,
-        rtol=rtol,
-        atol=atol,
-        method="dopri5",
-        options={"step_t": points[-1:]},  # never step past the last time, where a network has not been trained
-    )
-    for number, state in enumerate(states[1:]):
-        x = run.finish(number, state)
-    return x
-
-
 def edm_heun_sample(
     model: Denoiser,
     process: Process,
@@ -161,16 +115,16 @@ def edm_heun_sample(
 
     Args:
         spacing: as in `Process.times`; the paper's seventh roots where None.
-        s_churn: how much noise is added and removed again; 0 is deterministic (algorithm 1).
+        s_churn: how much noise is added and removed again; 0 is deterministic (algorithm 1). This and the following
+            are 0 or more.
         s_tmin: lowest noise level at which noise is added.
         s_tmax: highest.
         s_noise: factor of its standard deviation.
         step_noise: noise of each step, needed where `s_churn` is above 0.
     """
-    times = grid(process, num_inference_steps, times, spacing or "karras")
+    check_ranges(s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
+    times = edm_times(process, num_inference_steps, times, spacing)
     run = Run(model, process, y, times, callback)
-    if math.isinf(process.noise_level(times[0])):  # x / alpha needs some signal
-        times[0] = run.times[0] = process.time_at(-LOG_SNR_LIMIT)
     most = math.inf if isinstance(process, EDM) else process.noise_level(times[0])
     x = x / process.level(times[0])[0]
     for step, (start, end) in enumerate(itertools.pairwise(times)):
@@ -189,6 +143,16 @@ def edm_heun_sample(
         alpha, _ = process.level(end)
         x = run.finish(step, alpha * ahead) / alpha
     return x * process.level(times[-1])[0]
+
+
+def edm_times(
+    process: Process, num_steps: int, times: Sequence[float] | None = None, spacing: Spacing | None = None
+) -> list[float]:
+    """The times of `edm_heun_sample`, or the caller's: the first one moved to where x / alpha has some signal."""
+    times = grid(process, num_steps, times, spacing or "karras")
+    if math.isinf(process.noise_level(times[0])):
+        times[0] = process.time_at(-LOG_SNR_LIMIT)
+    return times
 
 
 def _noise_at(run: Run, x: Tensor, time: float) -> Tensor:

@@ -1,10 +1,37 @@
-"""Whether the values that a recipe gives fit the keywords of its sampler."""
+"""Which values the keywords of samplers take, from a recipe or from a direct call."""
 
 from __future__ import annotations
 
 import math
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
+
+#: lowest and highest value of the options that are numbers, both allowed
+_BETWEEN: dict[str, tuple[float, float]] = {
+    "eta": (0, 1),
+    "s_churn": (0, math.inf),
+    "s_tmin": (0, math.inf),
+    "s_tmax": (0, math.inf),
+    "s_noise": (0, math.inf),
+}
+#: those that must be above 0
+_POSITIVE = ("diffusion_norm", "rtol", "atol")
+
+
+def check_ranges(**options: float) -> None:
+    """Refuse options outside their ranges.
+
+    Raises:
+        ValueError: naming the option, its value and its range.
+    """
+    for option, value in options.items():
+        if option in _POSITIVE:
+            inside, wanted = value > 0, "above 0"
+        else:
+            low, high = _BETWEEN.get(option, (-math.inf, math.inf))
+            inside, wanted = low <= value <= high, f"{low} or more" if math.isinf(high) else f"from {low} to {high}"
+        if not inside:
+            raise ValueError(f"option {option!r} must be {wanted}, got {value!r}.")
 
 
 def check_option(sampler: str, option: str, value: object, annotation: Any, default: object) -> None:
@@ -19,7 +46,7 @@ def check_option(sampler: str, option: str, value: object, annotation: Any, defa
 
     Raises:
         TypeError: for a value of another type.
-        ValueError: for a string that is no choice, or a number that is not finite.
+        ValueError: for a string that is no choice, or a number that is not finite or out of range.
     """
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     (kind,) = (part for part in parts if part is not NoneType)
@@ -36,6 +63,8 @@ def check_option(sampler: str, option: str, value: object, annotation: Any, defa
         raise ValueError(message)
     if kind is float and value != default and not -math.inf < value < math.inf:  # type: ignore[operator]
         raise ValueError(message)
+    if kind is float:
+        check_ranges(**{option: value})  # type: ignore[arg-type]
 
 
 def _has_type(value: object, kind: type) -> bool:

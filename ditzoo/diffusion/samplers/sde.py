@@ -14,6 +14,7 @@ from ditzoo.diffusion.process import FlowMatching, Process
 from ditzoo.diffusion.process.base import check_steps
 from ditzoo.diffusion.samplers.frame import Callback, NoiseOfStep, Run, drawn, flow_velocity, grid
 from ditzoo.diffusion.samplers.ode import check_continuous
+from ditzoo.diffusion.samplers.options import check_ranges
 
 DiffusionForm = Literal["sbdm", "sigma", "constant", "linear", "decreasing", "increasing_decreasing"]
 LastStep = Literal["mean", "tweedie", "euler"]
@@ -44,7 +45,7 @@ def euler_maruyama_sample(
         diffusion: w, times `diffusion_norm`: `"sbdm"`, |sigma^2 alpha' / alpha - sigma sigma'|; `"sigma"`, sigma_t;
             `"constant"`, 1; `"linear"`, 1 - t; `"decreasing"`, (norm cos(pi t) + 1)^2 / 4; `"increasing_decreasing"`,
             sin(pi t)^2. `"sigma"` for flows and `"sbdm"` for the others where None.
-        diffusion_norm: factor of w.
+        diffusion_norm: factor of w, above 0.
         last_step: `"mean"` follows the drift, `"tweedie"` takes the estimate of x0, `"euler"` follows the velocity;
             None stops short of it.
         last_step_size: length of a flow's last step; other processes go from their last time to the data.
@@ -99,6 +100,7 @@ class _ReverseSDE:
 
     def __init__(self, process: Process, form: DiffusionForm | None, norm: float) -> None:
         check_continuous(process)
+        check_ranges(diffusion_norm=norm)
         is_flow = isinstance(process, FlowMatching)
         self.process, self.norm = process, norm
         self.form: DiffusionForm = form or ("sigma" if is_flow else "sbdm")
