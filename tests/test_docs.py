@@ -24,12 +24,12 @@ import torch
 import ditzoo
 from ditzoo import cli
 from ditzoo.bench import QUICK
-from ditzoo.diffusion import SAMPLERS, make_betas, make_process
+from ditzoo.diffusion import SAMPLERS, make_betas, make_process, min_snr_weight
 from ditzoo.metrics import count_macs
 from ditzoo.recipe import Loss, Prediction, Recipe, Sampler, Schedule
 from ditzoo.weights.published import agrees
 from tests.golden_cases import PROCESS_CASES, golden_case, process_case, relative_error
-from tests.zoo import TINY
+from tests.zoo import TINY, on_meta
 
 ROOT = Path(__file__).parent.parent
 DOCS = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/**/*.md"))]
@@ -494,6 +494,41 @@ def test_scales_of_the_guidance_page_convert():
     recipes |= {scales["uvit"][1]: "uvit_h_2.in256", scales["uvit"][3]: "uvit_h_4.in512"}
     for scale, name in recipes.items():
         assert ditzoo.model_info(name).recipe.guidance.scale == scale
+
+
+def test_weights_of_the_loss_on_the_page_of_mdt_are_those_of_its_recipe():
+    process = make_process(ditzoo.model_info("mdtv2_xl_2").recipe)
+    weights = min_snr_weight(process, torch.arange(1000)).tolist()
+    printed = r"The weight w_t is (\S+) at t = 0, (\S+) at t = (\d+) and 1 from t = (\d+) on\."
+    first, later, t, whole = re.search(printed, text_of("docs/families/mdt.md")).groups()
+    assert (f"{weights[0]:.0e}".replace("e-0", "e-"), f"{weights[int(t)]:.3f}") == (first, later)
+    assert [weight == 1 for weight in weights].index(True) == int(whole)
+    assert set(weights[int(whole) :]) == {1.0}
+
+
+def test_discrete_models_on_the_page_of_u_vit_are_those_sampled_by_dpm_solver_plus_plus():
+    rows = [row for row in hooks().published_results() if "DPM-Solver++" in row["sampler_steps"]]
+    latent = [row["model"].removeprefix("U-ViT-") for row in rows if row["dataset"] == "ImageNet-1k"]
+    assert [row["dataset"].split(" (")[0] for row in rows if row["dataset"] != "ImageNet-1k"] == ["MS-COCO"] * 2
+    assert f"The discrete models ({', '.join(latent)}, and the two for MS-COCO) train on" in text_of(
+        "docs/families/uvit.md"
+    )
+
+
+def test_no_page_says_that_every_network_has_an_original():
+    """The image-space DiffiT and three conditionings of DiT are from their papers alone."""
+    without = {family for family in FAMILY_PAGES for name in ditzoo.list_models(family=family) if not official(name)}
+    assert without == {"dit", "diffit"}
+    for page in ("README.md", "docs/index.md"):
+        claim = "Each network that has an official implementation reproduces it number for number"
+        assert claim in " ".join(text_of(page).split())
+    assert text_of("pyproject.toml").count("exact to the official implementations that exist") == 1
+
+
+def official(name: str) -> bool:
+    """Whether its authors have published code of it."""
+    model = on_meta(name)
+    return model.has_original and model.config.get("conditioning", "adaln_zero") == "adaln_zero"
 
 
 def test_unused_tables_count_values():
