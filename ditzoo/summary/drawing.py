@@ -12,7 +12,7 @@ import torch
 from ditzoo.layers import random_token_mask
 from ditzoo.metrics.flops import meta_twin
 from ditzoo.models import DiffusionTransformer
-from ditzoo.summary.layers import BLANK, in_words, kind_of
+from ditzoo.summary.layers import BLANK, in_words, kind_of, window_of
 from ditzoo.summary.trace import Step, Trace
 
 _ASCII = str.maketrans("│─┘┐├┬┴◄×", "|-+++++<x")  # noqa: RUF001
@@ -35,7 +35,8 @@ def draw_blocks(model: DiffusionTransformer, *, ascii: bool = False) -> str:
 
     The picture is made from a forward pass on the meta device: it shows what the network does, and asks nothing about
     its family. The stream runs from the top down, what joins it is written beside it, and links past other layers
-    stand on the right. Shapes leave the batch out. A model that takes a mask has a picture of a masked pass as well.
+    stand on the right. Shapes leave the batch out; `const(48)` are 48 numbers that are computed from no input and no
+    parameter. A model that takes a mask has a picture of a masked pass as well.
 
     Args:
         model: any model of the zoo, yours included; left as it was.
@@ -70,6 +71,8 @@ def _inside(runs: Sequence[_Run]) -> str:
     size = sum(parameter.numel() for parameter in step.layer.parameters())
     each = " each" if len(runs[0]) + len(names) > 2 else ""
     title = f"{type(step.layer).__name__}: {', '.join(names)} ({size:,} parameters{each})"
+    if window := window_of(step.layer):
+        title += f", in windows of {window}".replace(" of ", f"{BLANK}of{BLANK}")
     args, kwargs = step.call
     trace = Trace(step.layer, step.follow, *map(_fresh, args), **{key: _fresh(value) for key, value in kwargs.items()})
     return "\n".join([*_filled("", title, ""), _draw(trace)])

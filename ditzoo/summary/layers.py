@@ -32,6 +32,12 @@ def in_words(layer: nn.Module) -> str:
     return f"{type(layer).__name__}: {told}" if told else type(layer).__name__
 
 
+def window_of(layer: nn.Module) -> str:
+    """`4x4` of a layer whose attention runs inside windows of `layer.window` rows and columns; empty for others."""
+    window = getattr(layer, "window", None)
+    return _by(window) if isinstance(window, tuple) else ""
+
+
 def _primitive(layer: nn.Module) -> str:
     """One of PyTorch's own layers; empty for what is made of others, and for what does nothing."""
     match layer:

@@ -162,12 +162,21 @@ class Trace(TorchFunctionMode):
             return output
         function = getattr(func, "__name__", "").strip("_")
         outputs = _tensors(args[0] if function == "setitem" else output)
-        if outputs and (values := self._values_of(given)):
-            self._function(function, args, values, outputs)
+        if outputs and self._values_of(given):
+            if function == "cat" or _symbol(function) in _SYMBOLS.values():
+                self._name_constants(given)
+            self._function(function, args, self._values_of(given), outputs)
         return output
 
+    def _name_constants(self, given: Sequence[Tensor]) -> None:
+        """Tensors that come from nowhere, such as frequencies computed on the way, are named by their shape."""
+        for tensor in given:
+            if id(tensor) not in self._values:
+                sizes = ", ".join(map(str, tensor.shape))
+                self._put([tensor], None, f"const({sizes})" if sizes else "const")
+
     def _function(self, function: str, args: Any, values: list[Value], outputs: list[Tensor]) -> None:
-        name = _SYMBOLS.get(function.lstrip("ri").removeprefix("true"), function)
+        name = _symbol(function)
         infix, commutes = name in _SYMBOLS.values(), name in (_SYMBOLS["add"], _SYMBOLS["mul"])
         if not infix and name != "cat":  # elsewhere several parts of one tensor, such as queries and keys, count once
             values = list({value[:2]: value for value in values}.values())
@@ -197,6 +206,11 @@ class Trace(TorchFunctionMode):
             return value.text
         source = self.steps[value.step]
         return source.name if source.layer and value != chain else self.steps[0].name
+
+
+def _symbol(function: str) -> str:
+    """The sign of an arithmetic function, in place and reflected ones included; of others the name."""
+    return _SYMBOLS.get(function.lstrip("ri").removeprefix("true"), function)
 
 
 def _closed(expression: str) -> str:

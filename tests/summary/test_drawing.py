@@ -1,16 +1,18 @@
 """Whether the drawings of all models show what the networks do."""
 # ruff: noqa: RUF001 (the drawings multiply with ×)
 
+import inspect
 import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import ditzoo
 from ditzoo.models import DiffusionTransformer
 from ditzoo.summary import draw_blocks, drawable
 from tests.summary.reading import layers_in, links_in, passes_in
-from tests.zoo import EVERY_NAME, on_meta
+from tests.zoo import EVERY_NAME, TINY, inputs, on_meta
 
 
 def test_a_built_model_is_drawn_as_its_shapes_are_and_left_as_it_was():
@@ -96,6 +98,34 @@ def test_drawings_show_every_block_in_order(name):
         assert sum(parameter.numel() for parameter in layer.parameters()) == int(size.replace(",", ""))
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_no_activation_is_hidden_in_a_layer_of_one_line(name, monkeypatch):
+    """The drawing tells of functions only in layers that it draws in full; in others activations are modules."""
+    hidden, drawn = [], draw_blocks(on_meta(name))
+    for function in ("silu", "gelu", "relu"):
+        applied = getattr(F, function)
+
+        def watched(*args, _applied=applied, **kwargs):
+            hidden.append(inspect.currentframe().f_back.f_locals["self"])
+            return _applied(*args, **kwargs)
+
+        monkeypatch.setattr(F, function, watched)
+    model = on_meta(name)
+    model(*inputs(model))
+    own = {type(layer).__name__ for layer in hidden if not type(layer).__module__.startswith("torch.")}
+    assert hidden
+    for kind in own:
+        assert re.search(rf"^{kind}: ", drawn, re.MULTILINE), kind
+
+
+def test_the_drawing_of_the_u_shaped_model_has_its_head_and_its_windows():
+    drawing = draw_blocks(on_meta("diffit_unet_32"))
+    assert "Head: norm GroupNorm, act SiLU, conv Conv2d 128 -> 3, 3x3" in re.sub(r"\s+(│\s+)?", " ", drawing)
+    assert drawing.count(", in windows of 4x4\n") == drawing.count("DiffiTResBlock: ") == 2
+    assert "in windows of 8x8\n" in draw_blocks(on_meta("diffit_unet_64"))
+    assert "windows" not in draw_blocks(on_meta("diffit_ti_2"))
+
+
 def test_options_change_the_drawing():
     assert "mask" not in draw_blocks(on_meta("mdt_ti_2", mask_ratio=None)).replace("mask_token", "")
     unconditional = draw_blocks(on_meta("dit_ti_2", num_classes=0))
@@ -108,6 +138,6 @@ def test_options_change_the_drawing():
     assert "◄" not in passes_in(without)[0]  # the blocks get a skip and do not look at it
     conv = draw_blocks(on_meta("uvit_ti_2", conv=True, mlp_time_embed=True))
     assert " final_layer   Conv2d 1 -> 1, 3x3\n" in conv
-    assert "time_embed(cat(cos(t), sin(t)))" in conv
+    assert "time_embed(cat(cos(t × const(48)), sin(t × const(48))))" in conv
     deep = draw_blocks(on_meta("uvit_ti_2", depth=11))
     assert "out_blocks.0-4  5 x UViTBlock ◄ in_blocks.4-0 ─" in deep

@@ -44,6 +44,16 @@ def test_operations_are_told_with_their_operands_in_order():
 
     assert steps_of(concatenation, x=x, c=c, d=d)[1] == ("cat", "c, x, d")
 
+    def constants(self, x, c):
+        phase = c * torch.arange(4)
+        return torch.cat([x * phase.cos()[:, None], torch.ones(1, 1, 4)], dim=1) + torch.tensor(2.0)
+
+    assert steps_of(constants, x=x, c=c)[1:-1] == [
+        ("×", "cos(c × const(4))"),
+        ("cat", "x, const(1, 1, 4)"),
+        ("+", "const"),
+    ]
+
     def parts(self, x, c):
         first, second = (1 - torch.sin(self.emb(c))).chunk(2, dim=-1)
         x[..., :2] = x[..., :2] * second + first

@@ -58,13 +58,13 @@ label_emb  Embedding 11 x 96
  x (1, 8, 8), with t, y
  patch_embed   PatchEmbed: proj Conv2d 1 -> 96, 2x2, stride 2x2
  │ (16, 96)
-(cat) label_emb(y), cat(cos(t), sin(t)), x
+(cat) label_emb(y), cat(cos(t × const(48)), sin(t × const(48))), x
  │ (18, 96)
 (+) pos_embed
  in_blocks.0   UViTBlock
- ├───────────────────────────────────────────────────────────────┐
- mid_block     UViTBlock                                         │
- out_blocks.0  UViTBlock ◄ in_blocks.0 ──────────────────────────┘
+ ├──────────────────────────────────────────────────────────────────┐
+ mid_block     UViTBlock                                            │
+ out_blocks.0  UViTBlock ◄ in_blocks.0 ─────────────────────────────┘
  norm          LayerNorm
  decoder_pred  Linear 96 -> 4
  │ (18, 4) -> (1, 8, 8)

@@ -115,11 +115,12 @@ class Head(nn.Module):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm = group_norm(channels)
+        self.act = nn.SiLU()
         self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, C', H, W)."""
-        return self.conv(F.silu(self.norm(x)))
+        return self.conv(self.act(self.norm(x)))
 
 
 class DiffiTUNet(DiffusionTransformer):
