@@ -49,12 +49,14 @@ class ModelInfo:
         num_heads: attention heads; in a U shape those of its widest stage.
         paper: title and arXiv number; empty for a model registered without one.
         ours: True where no paper has this size.
-        tags: published weights of this architecture.
+        tags: weights of this architecture, published by the authors or packaged with ditzoo.
         source: where the weights of this tag are; None for a bare name.
         licence: of those weights; None for a bare name.
         data: what they were trained on; None for a bare name.
-        recipe: how the authors train and sample these weights; for a bare name, the published weights of its size or
-            else of its family. None for a model registered without one. That of a tag names licence and source.
+        recipe: how these weights are trained and sampled, with their licence and source. For a bare name, how the
+            authors do it with those published weights of its size that see the same kind of input, latents or pixels;
+            where there are none, with others of its family, without an autoencoder and a learned variance if the name
+            sees pixels; DiffiT's image-space networks have that of the paper. None for a model registered without one.
         packaged: whether the weights come with ditzoo, so that `create(name, pretrained=True)` loads them.
         unused: weights that the state dict has, as the original's does, and that change no output.
     """
@@ -238,8 +240,9 @@ def list_models(pattern: str | None = None, *, family: str | None = None, pretra
     Args:
         pattern: shell wildcards, such as `"dit_*_2"`. One with a dot matches tagged names, `"*.in512"`.
         family: only this family, one of `list_families()`.
-        pretrained: True gives the tagged names of published weights, False the bare names without any. Where
-            published weights are, `model_info` says; this release does not fetch them.
+        pretrained: True gives the tagged names of weights, published by the authors or packaged with ditzoo, False
+            the bare names without any. Where published weights are, `model_info` says; this release does not fetch
+            them.
 
     Raises:
         ValueError: for an unknown family.
@@ -457,9 +460,12 @@ def _no_weights(name: str, architecture: Architecture, checkpoint: Checkpoint | 
     tags = ", ".join(f"{architecture.name}.{tag}" for tag in architecture.checkpoints)
     if tags:
         return f"{name} names no weights; give one of its tags: {tags}."
+    tagged = list_models(pretrained=True)
+    packaged = [other for other in tagged if model_info(other).packaged]
+    published = [other for other in tagged if other not in packaged]
     return (
-        f"No weights are published for {name}. Models that have some: "
-        f"{', '.join(list_models(pretrained=True))}. This release of ditzoo does not fetch them yet."
+        f"No weights are published for {name}. Those of {', '.join(packaged)} come with ditzoo. Published ones are known "
+        f"for {', '.join(published)}; this release does not fetch them."
     )
 
 

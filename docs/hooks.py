@@ -108,15 +108,35 @@ def size_table(family: str, pattern: str = "*") -> str:
 
 
 def published_table() -> str:
-    """Every tagged name: weights that its authors published."""
+    """Every name of weights that its authors published."""
     rows = []
-    for name in ditzoo.list_models(pretrained=True):
+    for name in _tagged(packaged=False):
         info = ditzoo.model_info(name)
         params = f"{info.num_params / 1e6:.2f}"
         file = _file_link(info.source or "")
         rows.append((f"`{name}`", params, _gmacs(name), _input_shape(info), info.data or "", info.licence or "", file))
     header = ("name", "params (M)", "GMACs", "input", "trained on", "licence of the weights", "file")
     return _table(header, rows, right={1, 2})
+
+
+def packaged_table() -> str:
+    """The weights that come with ditzoo, and how they were trained and are sampled."""
+    rows = []
+    for family in ditzoo.list_families():
+        for name in _tagged(family, packaged=True):
+            recipe = _recipe(name)
+            rows.append(
+                (
+                    f"`{name}`",
+                    f"{ditzoo.model_info(name).num_params / 1e6:.2f}",
+                    recipe.prediction,
+                    _schedule(recipe),
+                    _guidance(recipe.guidance),
+                    _steps(recipe),
+                )
+            )
+    header = ("name", "params (M)", "prediction", "schedule", "guidance", "sampler")
+    return _table(header, rows, right={1})
 
 
 def cost_table() -> str:
@@ -139,32 +159,36 @@ def cost_table() -> str:
 
 
 def recipe_table(family: str) -> str:
-    """How the authors train and sample, one row for each recipe of the family."""
+    """How the authors train and sample, one row for each recipe of the family, and which names have it."""
     names: dict[Recipe, list[str]] = {}
-    for name in ditzoo.list_models(family=family, pretrained=True):
+    for name in _tagged(family, packaged=False):
         names.setdefault(_recipe(name), []).append(f"`{name}`")
-    published = set(names)
+    bare: dict[str, list[str]] = {}  # by the prefix of the name
     for name in ditzoo.list_models(family=family):
-        info = ditzoo.model_info(name)
-        if info.recipe is not None and not info.ours:
-            known = names.setdefault(info.recipe, [])
-            others = f"other `{name.partition('_')[0]}_*`" if info.recipe in published else f"`{name}`"
-            known += [] if others in known else [others]
+        if not ditzoo.model_info(name).ours:
+            bare.setdefault(name.partition("_")[0], []).append(name)
+    for prefix, sizes in bare.items():
+        recipes = {_recipe(name) for name in sizes}
+        if len(recipes) == 1 and recipes <= set(names):
+            names[recipes.pop()].append(f"all `{prefix}_*` of the paper")
+        else:
+            for name in sizes:
+                names.setdefault(_recipe(name), []).append(f"`{name}`")
+    masked = any(recipe.mask_ratio is not None for recipe in names)
     rows = [
         (
             ", ".join(who),
             recipe.prediction,
             _schedule(recipe),
             _guidance(recipe.guidance),
-            f"`{recipe.sampler}`, {recipe.num_inference_steps} steps",
+            _steps(recipe),
             f"`{recipe.latent_codec}`, times {recipe.latent_scale:g}" if recipe.latent_codec else "none, pixels",
-            *([mask_ratio(recipe)] if any(other.mask_ratio is not None for other in names) else []),
+            *([mask_ratio(recipe)] if masked else []),
         )
         for recipe, who in names.items()
     ]
-    header = ("weights", "prediction", "schedule", "guidance", "sampler", "autoencoder")
-    masked = ("masked",) if rows and len(rows[0]) > len(header) else ()
-    return _table((*header, *masked), rows, right=set())
+    header = ("names", "prediction", "schedule", "guidance", "sampler", "autoencoder")
+    return _table((*header, *(("masked",) if masked else ())), rows, right=set())
 
 
 def sampler_table() -> str:
@@ -188,15 +212,15 @@ def sampler_table() -> str:
 
 
 def guidance_table() -> str:
-    """Guidance and sampler of all published weights, as a recipe writes them."""
-    names: dict[tuple[Guidance, str, int], list[str]] = {}
+    """Guidance and sampler of all weights that authors published, as a recipe writes them."""
+    names: dict[tuple[Guidance, str], list[str]] = {}
     for family in ditzoo.list_families():
-        for name in ditzoo.list_models(family=family, pretrained=True):
+        for name in _tagged(family, packaged=False):
             recipe = _recipe(name)
-            names.setdefault((recipe.guidance, recipe.sampler, recipe.num_inference_steps), []).append(f"`{name}`")
+            names.setdefault((recipe.guidance, _steps(recipe)), []).append(f"`{name}`")
     rows = [
-        (", ".join(who), "none" if guidance.is_off else f"`{_call(guidance)}`", f"`{sampler}`, {steps} steps")
-        for (guidance, sampler, steps), who in names.items()
+        (", ".join(who), "none" if guidance.is_off else f"`{_call(guidance)}`", steps)
+        for (guidance, steps), who in names.items()
     ]
     return _table(("weights", "guidance", "sampler"), rows, right=set())
 
@@ -267,6 +291,7 @@ CONTENT: dict[str, Callable[..., str]] = {
         drawing,
         guidance_table,
         model_table,
+        packaged_table,
         published_table,
         quick_table,
         recipe_table,
@@ -318,6 +343,12 @@ def _by_family_and_cost(names: Iterable[str]) -> list[str]:
     return sorted(names, key=key)
 
 
+def _tagged(family: str | None = None, *, packaged: bool) -> list[str]:
+    """Names of weights that come with ditzoo, or of those that authors published."""
+    names = ditzoo.list_models(family=family, pretrained=True)
+    return [name for name in names if ditzoo.model_info(name).packaged == packaged]
+
+
 def _recipe(name: str) -> Recipe:
     recipe = ditzoo.model_info(name).recipe
     assert recipe is not None, f"{name} has no recipe"
@@ -326,6 +357,10 @@ def _recipe(name: str) -> Recipe:
 
 def _schedule(recipe: Recipe) -> str:
     return f"`{recipe.schedule}`" + (f", T = {recipe.num_train_timesteps:,}" if recipe.is_discrete else "")
+
+
+def _steps(recipe: Recipe) -> str:
+    return f"`{recipe.sampler}`, {recipe.num_inference_steps} steps"
 
 
 def _guidance(guidance: Guidance) -> str:

@@ -120,6 +120,11 @@ def test_load_official_of_the_models_page_loads_an_official_state_dict(registry_
         assert relative_error(output, case["out.forward"]) < case.tolerance()
 
 
+#: weights of the authors, and those that come with ditzoo
+PUBLISHED = [name for name in ditzoo.list_models(pretrained=True) if not name.endswith(".digits")]
+PACKAGED = [f"{name}.digits" for name in QUICK.default_models()]
+
+
 def test_guidance_in_tables_is_that_of_the_recipes():
     rows = re.findall(
         r"^\| (`.*`) \| (?:none|`Guidance\((.*?)\)`) \| `(.*)`, (\d+) steps \|$", hooks().guidance_table(), re.M
@@ -131,7 +136,7 @@ def test_guidance_in_tables_is_that_of_the_recipes():
         values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
         for name in re.findall(r"`(.+?)`", names):
             found[name] = (values, sampler, int(steps))
-    assert sorted(found) == sorted(ditzoo.list_models(pretrained=True))
+    assert sorted(found) == sorted(PUBLISHED)
     for name, (values, sampler, steps) in found.items():
         recipe = ditzoo.model_info(name).recipe
         assert (recipe.sampler, recipe.num_inference_steps) == (sampler, steps)
@@ -340,7 +345,9 @@ def test_printed_costs_are_reproduced(family):
 
 def test_tables_hold_every_model(monkeypatch):
     monkeypatch.setattr(
-        ditzoo, "list_models", lambda pretrained=None: ["dit_xl_2.in512"] if pretrained else [*TINY, "dit_s_2"]
+        ditzoo,
+        "list_models",
+        lambda family=None, pretrained=None: ["dit_xl_2.in512"] if pretrained else [*TINY, "dit_s_2"],
     )
     lines = hooks().on_page_markdown("# Models\n\n{{ model_table }}\n\n{{ published_table }}\n").splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith("| `")]
@@ -451,15 +458,52 @@ def test_size_tables_hold_the_options_in_which_a_family_differs():
 
 
 def test_recipe_tables_have_a_row_for_each_recipe():
-    table = hooks().recipe_table("uvit").replace("\N{NO-BREAK SPACE}", " ")
+    rows = [row.replace("\N{NO-BREAK SPACE}", " ") for row in hooks().recipe_table("uvit").splitlines()[2:]]
+    assert len(rows) == 6  # of eight weights, two of them twice
     guidance = "c + 0.7 (c \N{MINUS SIGN} u), all channels"
-    assert f"| {guidance} | `dpm_3s`, 50 steps | `autoencoder_kl`, times 0.18215 |" in table
-    assert "| `uvit_l_4.in64`, `uvit_m_4.in64` | epsilon | `continuous_vp` | none | `dpm_3s`, 50 steps | none" in table
-    assert table.count("\n") == 8  # of ten weights, two of them twice
+    assert f"| {guidance} | `dpm_3s`, 50 steps | `autoencoder_kl`, times 0.18215 |" in rows[4]
+    assert "| epsilon | `continuous_vp` | none | `dpm_3s`, 50 steps | none, pixels |" in rows[3]
     assert hooks().recipe_table("mdt").count("s up to 3.8, power 4, first 3 channels") == 2
     assert "| 0.3 to 0.5 |" in hooks().recipe_table("mdt")
-    assert "| `diffit_xl_2.in256`, other `diffit_*` |" in hooks().recipe_table("diffit")
-    assert "`diffit_unet_32`" in hooks().recipe_table("diffit")
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("dit", ["`dit_xl_2.in256`, `dit_xl_2.in512`, all `dit_*` of the paper"]),
+        ("mdt", ["`mdt_xl_2.in256`, all `mdt_*` of the paper", "`mdtv2_xl_2.in256`, all `mdtv2_*` of the paper"]),
+        ("sit", ["`sit_xl_2.in256`, all `sit_*` of the paper"]),
+        (
+            "diffit",
+            ["`diffit_xl_2.in256`, `diffit_xl_2`", "`diffit_xl_2.in512`", "`diffit_unet_32`", "`diffit_unet_64`"],
+        ),
+        (
+            "uvit",
+            [
+                "`uvit_h_2.in256`, `uvit_h_2`, `uvit_m_4`, `uvit_s_2`, `uvit_s_4`",
+                "`uvit_h_4.in512`, `uvit_h_4`",
+                "`uvit_l_2.in256`, `uvit_l_2`",
+                "`uvit_l_4.in64`, `uvit_m_4.in64`",
+                "`uvit_l_4.in512`, `uvit_l_4`",
+                "`uvit_s_2.cifar10`, `uvit_s_4.celeba64`",
+            ],
+        ),
+    ],
+)
+def test_recipe_tables_name_whoever_has_a_recipe_once(family, names):
+    rows = hooks().recipe_table(family).splitlines()
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows[2:]] == names
+
+
+def test_packaged_weights_stand_in_a_table_of_their_own():
+    tables = [hooks().published_table(), hooks().guidance_table(), *map(hooks().recipe_table, FAMILY_PAGES)]
+    assert not any("digits" in table for table in tables)
+    rows = [row.replace("\N{NO-BREAK SPACE}", " ") for row in hooks().packaged_table().splitlines()[2:]]
+    assert sorted(re.findall(r"`(\w+\.digits)`", "\n".join(rows))) == sorted(PACKAGED)
+    guidance = "u + 1.5 (c \N{MINUS SIGN} u), all channels"
+    assert f"| `dit_ti_2.digits` | 0.33 | v_prediction | `cosine`, T = 1,000 | {guidance} | `ddim`, 25 steps |" in rows
+    assert f"| `diffit_unet_ti.digits` | 0.39 | edm | `edm` | {guidance} | `edm_heun`, 13 steps |" in rows
+    assert "\n{{ packaged_table }}\n" in text_of("docs/models.md").split("## Packaged weights\n")[1]
 
 
 def test_the_table_of_samplers_holds_every_one():

@@ -406,6 +406,43 @@ def test_published_weights_are_trained_and_sampled_as_their_authors_do(name):
     )
 
 
+#: Whose recipe each bare name has: that of weights of its size which see latents, as bare names do, or else of its
+#: family. Tiny names, and DiffiT's in image space, are below.
+BARE = {
+    **{f"dit_{size}_{patch}": "dit_xl_2.in256" for size in ("s", "b", "l", "xl") for patch in (2, 4, 8)},
+    **{f"dit_xl_2_{way}": "dit_xl_2.in256" for way in ("adaln", "crossattn", "incontext")},
+    **{f"{kind}_{size}_2": f"{kind}_xl_2.in256" for kind in ("mdt", "mdtv2", "sit") for size in ("s", "b", "l", "xl")},
+    **{f"diffit_{size}_2": "diffit_xl_2.in256" for size in ("s", "b", "l", "xl")},
+    "uvit_h_2": "uvit_h_2.in256",
+    "uvit_h_4": "uvit_h_4.in512",
+    "uvit_l_2": "uvit_l_2.in256",
+    "uvit_l_4": "uvit_l_4.in512",
+    # Weights of these sizes see pixels, or there are none.
+    **dict.fromkeys(["uvit_m_4", "uvit_s_2", "uvit_s_4", "uvit_s_deep_2"], "uvit_h_2.in256"),
+}
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_bare_names_have_the_recipe_of_published_weights(name):
+    published = ditzoo.model_info(BARE[name]).recipe
+    assert ditzoo.model_info(name).recipe == dataclasses.replace(published, licence=None, source=None)
+
+
+@pytest.mark.parametrize("name", sorted(set(ditzoo.list_models()) - set(BARE)))
+def test_tiny_names_have_their_familys_recipe_for_pixels_and_the_image_space_ones_that_of_the_paper(name):
+    recipe = ditzoo.model_info(name).recipe
+    if name.startswith("diffit_unet"):
+        steps = 40 if name == "diffit_unet_64" else 18
+        assert recipe == Recipe(prediction="edm", schedule="edm", sampler="edm_heun", num_inference_steps=steps)
+        return
+    kind, _, size = name.partition("_")
+    assert size.startswith("ti_2")
+    published = ditzoo.model_info({"uvit": "uvit_h_2.in256"}.get(kind, f"{kind}_xl_2.in256")).recipe
+    assert recipe == dataclasses.replace(
+        published, latent_codec=None, latent_scale=1.0, variance="fixed_large", loss="mse", licence=None, source=None
+    )
+
+
 def test_the_facts_are_of_weights_that_exist():
     assert sorted(PUBLISHED) == sorted(ditzoo.list_models(pretrained=True))
 

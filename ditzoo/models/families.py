@@ -41,7 +41,8 @@ class Architecture:
         config: constructor arguments; what is not named keeps the class's default.
         ours: True where no paper has this size; such models are marked in every table.
         checkpoints: published weights by tag.
-        recipe: how the authors train and sample weights of this size; the family's where None.
+        recipe: how the authors train and sample weights of this size that see the same kind of input, latents or
+            pixels; the family's where None.
     """
 
     name: str

@@ -280,6 +280,14 @@ CHECKPOINTS = {
     },
 }
 
+#: Bare names see latents: a size has the recipe of its published latent model, or else H/2's.
+_LATENT = {
+    name: checkpoint.recipe
+    for name, checkpoints in CHECKPOINTS.items()
+    for checkpoint in checkpoints.values()
+    if checkpoint.recipe is not None and checkpoint.recipe.latent_codec
+}
+
 _TINY = {**TINY, "depth": 2, "hidden_size": 96, "num_heads": 8, "conv": False}
 FAMILY = Family(
     name="uvit",
@@ -302,7 +310,7 @@ FAMILY = Family(
                 UViT,
                 {"patch_size": patch_size, **SIZES[size]},
                 ours=size == "s_deep",  # the authors condition this size on text only
-                recipe=_CONTINUOUS if size == "l" else RECIPE,
+                recipe=_LATENT.get(name, RECIPE),
                 checkpoints=CHECKPOINTS.get(name, {}),
             )
             for size, patch_size in [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 
@@ -11,6 +12,7 @@ from ditzoo import registry
 from ditzoo.diffusion import count_evaluations
 from ditzoo.metrics import MacCount, count_macs
 from ditzoo.models import FAMILIES, DiffusionTransformer, Family
+from ditzoo.models.families import pixel_recipe
 from ditzoo.recipe import Recipe
 from ditzoo.registry import ModelInfo
 from ditzoo.summary.drawing import draw_blocks
@@ -66,15 +68,13 @@ def describe(name: str, *, ascii: bool = False) -> str:
         model = registry.create(name)
     macs = count_macs(model)
     family = _family(info)
-    published = [tag for tag in info.tags if not registry.model_info(f"{name.partition('.')[0]}.{tag}").packaged]
-    of_family = " (of the family's published models)" * bool(family and not info.source and not published)
     sections = [
         _section(info.name, _identity(info, family)),
         _section("Sizes", _sizes(info, model)),
         _section("Multiply-adds of one forward pass of one input", _cost(macs)),
         _cost_table(macs),
         _section("Memory (1 MB is 1,000,000 bytes)", _memory(info)),
-        _section("Recipe" + of_family, _recipe(info.recipe, model.in_channels)),
+        _section(_recipe_title(info, family), _recipe(info.recipe, model.in_channels)),
         _section("Weights", _weights(info, model)),
         _section("Options", ((option, repr(value)) for option, value in info.config.items())),
         "Blocks, from the input down; shapes without the batch: (tokens, width) or (channels, height, width)",
@@ -152,6 +152,32 @@ def _memory(info: ModelInfo) -> Iterator[_Line]:
     yield "", "Activations come on top and grow with the batch."
 
 
+def _recipe_title(info: ModelInfo, family: Family | None) -> str:
+    """`Recipe`, and of a bare name where it comes from: the published weights that have it."""
+    if family is None or info.source is not None:
+        return "Recipe"
+    recipes = _published_recipes(family)
+    same = [name for name, recipe in recipes.items() if recipe == info.recipe]
+    own = [name for name in recipes if name.partition(".")[0] == info.name]
+    if both := [name for name in own if name in same]:
+        return f"Recipe (of the published {' and '.join(both)})"
+    adapted = [name for name, recipe in recipes.items() if pixel_recipe(recipe) == info.recipe]
+    origin = "of the paper; no weights of it are published"
+    if same or adapted:
+        origin = f"of the family's published {' and '.join(same or adapted)}" + ", adapted to pixels" * (not same)
+    return f"Recipe ({origin}{'; ' * bool(own)}{' and '.join(own)}{' has another' * bool(own)})"
+
+
+def _published_recipes(family: Family) -> dict[str, Recipe]:
+    """Recipes of the weights that the family's authors published, without licence and source, by name."""
+    infos = map(registry.model_info, registry.list_models(family=family.name, pretrained=True))
+    return {
+        info.name: replace(info.recipe, licence=None, source=None)
+        for info in infos
+        if info.recipe is not None and not info.packaged
+    }
+
+
 def _recipe(recipe: Recipe | None, in_channels: int) -> Iterator[_Line]:
     if recipe is None:
         yield "", "none given"
@@ -199,7 +225,11 @@ def _weights(info: ModelInfo, model: DiffusionTransformer) -> Iterator[_Line]:
         yield "licence", info.licence or "none given"
         yield "trained on", info.data or "not given"
     else:
-        yield "published", ", ".join(f"{info.name}.{tag}" for tag in info.tags) or "none"
+        names = [f"{info.name}.{tag}" for tag in info.tags]
+        packaged = [name for name in names if registry.model_info(name).packaged]
+        yield "published", ", ".join(name for name in names if name not in packaged) or "none"
+        if packaged:
+            yield "packaged", f"{', '.join(packaged)}: ours, which create(name, pretrained=True) loads"
     groups = unused_groups(model, info.unused)
     unused = sum(group.values for group in groups)
     if groups:

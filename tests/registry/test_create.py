@@ -98,7 +98,8 @@ def test_pretrained_without_a_tag_names_the_tags():
 
 
 def test_pretrained_where_nothing_is_published_names_what_is():
-    with pytest.raises(RuntimeError, match=r"No weights are published for dit_s_2\..*mdt_xl_2\.in256"):
+    message = r"for dit_s_2\. Those of .*sit_ti_2\.digits, .* come with ditzoo\. Published .*mdt_xl_2\.in256.*; this"
+    with pytest.raises(RuntimeError, match=message):
         ditzoo.create("dit_s_2", pretrained=True)
 
 

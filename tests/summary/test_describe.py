@@ -127,7 +127,10 @@ def test_sizes_in_words():
 def test_weights_without_effect_in_words():
     text = section(describe("mdtv2_ti_2"), "Weights")
     # 304: in each of 4 blocks 64 biases, and 3 rows for 4 heads.
-    assert "published mdtv2_ti_2.digits without effect 304 of 348,420 parameters" in text
+    assert text.startswith(
+        "published none packaged mdtv2_ti_2.digits: ours, which create(name, pretrained=True) loads "
+    )
+    assert "loads without effect 304 of 348,420 parameters" in text
     assert "4 x *.attn.qkv.bias rows 64 to 127: the softmax cancels a bias of the keys" in text
     text = section(describe("sit_xl_2"), "Weights")
     assert "published sit_xl_2.in256" in text
@@ -157,9 +160,9 @@ def test_a_registered_model_keeps_its_own_paper_and_recipe():
 @pytest.mark.parametrize(
     ("name", "size", "title"),
     [
-        ("dit_xl_2_incontext", "", "Recipe (of the family's published models)"),
-        ("uvit_s_deep_2", "size ours: no paper has it", "Recipe (of the family's published models)"),
-        ("dit_xl_2", "", "Recipe"),
+        ("dit_xl_2_incontext", "", "Recipe (of the family's published dit_xl_2.in256 and dit_xl_2.in512)"),
+        ("uvit_s_deep_2", "size ours: no paper has it", "Recipe (of the family's published uvit_h_2.in256)"),
+        ("dit_xl_2", "", "Recipe (of the published dit_xl_2.in256 and dit_xl_2.in512)"),
         ("uvit_m_4.in64", "", "Recipe"),
     ],
 )

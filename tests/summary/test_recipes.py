@@ -13,15 +13,38 @@ from ditzoo.summary import describe
 from tests.summary.foreign import Foreign
 from tests.summary.reading import section
 
+#: where the recipes of these names come from
+TITLES = {
+    "dit_xl_2": "Recipe (of the published dit_xl_2.in256 and dit_xl_2.in512)",
+    "dit_xl_2_incontext": "Recipe (of the family's published dit_xl_2.in256 and dit_xl_2.in512)",
+    "dit_ti_2": "Recipe (of the family's published dit_xl_2.in256 and dit_xl_2.in512, adapted to pixels)",
+    "diffit_s_2": "Recipe (of the family's published diffit_xl_2.in256)",
+    "diffit_unet_32": "Recipe (of the paper; no weights of it are published)",
+    "diffit_unet_64": "Recipe (of the paper; no weights of it are published)",
+    "diffit_unet_ti": "Recipe (of the paper; no weights of it are published)",
+    "uvit_h_4": "Recipe (of the published uvit_h_4.in512)",
+    "uvit_l_4": "Recipe (of the published uvit_l_4.in512)",
+    "uvit_m_4": "Recipe (of the family's published uvit_h_2.in256; uvit_m_4.in64 has another)",
+    "uvit_s_2": "Recipe (of the family's published uvit_h_2.in256; uvit_s_2.cifar10 has another)",
+    "uvit_s_deep_2": "Recipe (of the family's published uvit_h_2.in256)",
+    "uvit_m_4.in64": "Recipe",
+    "dit_ti_2.digits": "Recipe",
+}
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_the_heading_says_where_a_recipe_comes_from(name):
+    assert re.findall(r"^Recipe.*$", describe(name), re.MULTILINE) == [TITLES[name]]
+
 
 def test_recipes_in_words():
-    guided = section(describe("mdtv2_s_2"), "Recipe (of the family's published models)")
+    guided = section(describe("mdtv2_s_2"), "Recipe (of the family's published mdtv2_xl_2.in256)")
     assert (
         "u + s (c - u) on the first 3 channels, s = 1 + 2.8 (1 - cos(pi (1 - t / 1000)^4)) / 2, "
         "from 1 in noise to 3.8 at t = 0; c with the label, u with the null label"
     ) in guided
     assert "masking 0.3 to 0.5 of the tokens, drawn anew each step, in a second pass over each training" in guided
-    tiny = section(describe("dit_ti_2"), "Recipe (of the family's published models)")
+    tiny = section(describe("dit_ti_2"), TITLES["dit_ti_2"])
     assert "guidance u + 1.5 (c - u) on all channels; c with" in tiny  # three, of the one that it has
     assert "autoencoder none: the model sees pixels" in tiny
     continuous = section(describe("uvit_l_2.in256"), "Recipe")
@@ -31,7 +54,7 @@ def test_recipes_in_words():
     assert "guidance none sampler euler_maruyama, 1,000 steps: 1,000 forward passes" in section(
         describe("uvit_s_2.cifar10"), "Recipe"
     )
-    flow = section(describe("sit_ti_2"), "Recipe (of the family's published models)")
+    flow = section(describe("sit_ti_2"), "Recipe (of the family's published sit_xl_2.in256, adapted to pixels)")
     assert "velocity: data - noise schedule flow_linear: the straight line from noise at time 0 to data" in flow
     assert "sampler heun, 125 steps: 500 forward passes" in flow
 
@@ -87,7 +110,7 @@ def test_guidance_in_words_is_what_is_computed():
     """The printed power-cosine scale, evaluated, is that of `guide`."""
     recipe = ditzoo.model_info("mdt_xl_2").recipe
     assert recipe is not None
-    text = section(describe("mdt_s_2"), "Recipe (of the family's published models)")
+    text = section(describe("mdt_s_2"), "Recipe (of the family's published mdt_xl_2.in256)")
     formula = re.search(r"s = (.*?), from", text)
     assert formula is not None
     conditional, unconditional = torch.full((1, 4, 1, 1), 2.0), torch.full((1, 4, 1, 1), 1.0)
