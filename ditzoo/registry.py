@@ -464,8 +464,8 @@ def _no_weights(name: str, architecture: Architecture, checkpoint: Checkpoint | 
     packaged = [other for other in tagged if model_info(other).packaged]
     published = [other for other in tagged if other not in packaged]
     return (
-        f"No weights are published for {name}. Those of {', '.join(packaged)} come with ditzoo. Published ones are known "
-        f"for {', '.join(published)}; this release does not fetch them."
+        f"No weights are published for {name}. Those of {', '.join(packaged)} come with ditzoo. Published ones are "
+        f"known for {', '.join(published)}; this release does not fetch them."
     )
 
 

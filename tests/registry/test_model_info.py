@@ -8,6 +8,7 @@ import ditzoo
 from tests.zoo import EVERY_NAME, on_meta
 
 TAGGED = ditzoo.list_models(pretrained=True)
+PUBLISHED = [name for name in TAGGED if not name.endswith(".digits")]
 
 
 def test_a_bare_name():
@@ -77,6 +78,48 @@ def test_the_configuration_of_a_tag(name, side, channels, classes, null):
 @pytest.mark.parametrize("name", ditzoo.list_models(family="uvit", pretrained=True))
 def test_only_the_huge_u_vits_end_without_a_convolution(name):
     assert on_meta(name).config["conv"] == (not name.startswith(("uvit_h", "uvit_ti")))
+
+
+#: What U-ViT's authors offer, by their README: the file, its id at Google Drive, and the probability with which their
+#: data set drops labels; no labels and no null label where it is 0.
+UVIT_FILES = {
+    "uvit_s_2.cifar10": ("cifar10_uvit_small.pth", "1yoYyuzR_hQYWU0mkTj659tMTnoCWCMv-", None),
+    "uvit_s_4.celeba64": ("celeba64_uvit_small.pth", "13YpbRtlqF1HDBNLNRlKxLTbKbKeLE06C", None),
+    "uvit_m_4.in64": ("imagenet64_uvit_mid.pth", "1igVgRY7-A0ZV3XqdNcMGOnIGOxKr9azv", 0.0),
+    "uvit_l_4.in64": ("imagenet64_uvit_large.pth", "19rmun-T7RwkNC1feEPWinIo-1JynpW7J", 0.0),
+    "uvit_l_2.in256": ("imagenet256_uvit_large.pth", "1w7T1hiwKODgkYyMH9Nc9JNUThbxFZgs3", 0.15),
+    "uvit_h_2.in256": ("imagenet256_uvit_huge.pth", "13StUdrjaaSXjfqqF7M47BzPyhMAArQ4u", 0.1),
+    "uvit_l_4.in512": ("imagenet512_uvit_large.pth", "1mkj4aN2utHMBTWQX9l1nYue9vleL7ZSB", 0.15),
+    "uvit_h_4.in512": ("imagenet512_uvit_huge.pth", "1uegr2o7cuKXtf2akWGAN2Vnlrtw5YKQq", 0.1),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("uvit")])
+def test_files_of_u_vit_and_its_dropped_labels_are_those_of_the_authors(name):
+    file, drive_id, dropped = UVIT_FILES[name]
+    info = ditzoo.model_info(name)
+    assert info.source == f"https://drive.google.com/file/d/{drive_id} ({file})"
+    if dropped is None:
+        assert info.config["num_classes"] == 0
+    else:
+        assert (info.config["num_classes"], info.config["class_dropout_prob"]) == (1000, dropped)
+
+
+#: Addresses of the other families' files.
+SOURCES = {
+    "dit_xl_2.in256": "https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt",
+    "dit_xl_2.in512": "https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-512x512.pt",
+    "mdt_xl_2.in256": "https://huggingface.co/shgao/MDT-XL2 (mdt_xl2_v1_ckpt.pt)",
+    "mdtv2_xl_2.in256": "https://huggingface.co/shgao/MDT-XL2 (mdt_xl2_v2_ckpt.pt)",
+    "diffit_xl_2.in256": "https://huggingface.co/nvidia/DiffiT (diffit_256.safetensors)",
+    "diffit_xl_2.in512": "https://huggingface.co/nvidia/DiffiT (diffit_512.safetensors)",
+    "sit_xl_2.in256": "https://github.com/willisma/SiT (SiT-XL-2-256x256.pt, by its download.py)",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if not name.startswith("uvit")])
+def test_files_of_the_other_families_are_those_of_the_authors(name):
+    assert ditzoo.model_info(name).source == SOURCES[name]
 
 
 def test_options_override_a_tag():
