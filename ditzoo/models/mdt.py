@@ -75,9 +75,7 @@ class _MaskedDiffusionTransformer(DiffusionTransformer):
         self.decode_layer: int = self.config["decode_layer"]
         name = type(self).__name__
         if self.mask_ratio is not None:
-            check_number(name, "mask_ratio", self.mask_ratio)
-        if self.mask_ratio is not None and not 0 <= self.mask_ratio < 1:
-            raise ValueError(f"{name}: mask_ratio must be None or in [0, 1), got {self.mask_ratio}.")
+            self._check_mask_ratio(name, self.mask_ratio)
         check_integer(name, "decode_layer", self.decode_layer)
         if not 1 <= self.decode_layer <= self.depth:
             raise ValueError(f"{name}: decode_layer must be from 1 to depth ({self.depth}), got {self.decode_layer}.")
@@ -90,6 +88,16 @@ class _MaskedDiffusionTransformer(DiffusionTransformer):
         self.mask_token = nn.Parameter(torch.empty(1, 1, hidden_size), requires_grad=self.mask_ratio is not None)
         self.sideblocks = nn.ModuleList([self._block()])
         self.final_layer = AdaLNFinalLayer(hidden_size, self.patch_size, self.out_channels)
+
+    def _check_mask_ratio(self, name: str, ratio: float) -> None:
+        check_number(name, "mask_ratio", ratio)
+        if not 0 <= ratio < 1:
+            raise ValueError(f"{name}: mask_ratio must be None or in [0, 1), got {ratio}.")
+        if ratio + self.mask_ratio_spread >= 1:
+            raise ValueError(
+                f"{name}: mask_ratio must be below {1 - self.mask_ratio_spread:g}, got {ratio}: training draws from "
+                f"mask_ratio to mask_ratio + {self.mask_ratio_spread}, which must stay below 1."
+            )
 
     def _block(self, skip: bool = False) -> MDTBlock:
         return MDTBlock(self.hidden_size, self.num_heads, self.config["mlp_ratio"], self.grid, skip)
@@ -205,8 +213,8 @@ class MDTv2(_MaskedDiffusionTransformer):
     is odd, the original loses a block, and so does this.
 
     Args:
-        mask_ratio: least part of the tokens that training masks (it draws from mask_ratio to mask_ratio + 0.2
-            anew each step); None freezes the mask token at zero, and the model then takes no mask.
+        mask_ratio: least part of the tokens that training masks, below 0.8 (it draws from mask_ratio to mask_ratio +
+            0.2 anew each step); None freezes the mask token at zero, and the model then takes no mask.
         decode_layer: decoder blocks, from 1 to `depth`.
     """
 

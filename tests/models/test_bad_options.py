@@ -44,6 +44,10 @@ OF_MDT = [
     ({"mask_ratio": -0.1}, ValueError, r"mask_ratio must be None or in \[0, 1\), got -0\.1"),
     ({"mask_ratio": "0.3"}, TypeError, "mask_ratio must be a finite number, got '0.3'"),
 ]
+OF_MDTV2 = [
+    ({"mask_ratio": ratio}, ValueError, rf"mask_ratio must be below 0\.8, got {ratio}: .* to mask_ratio \+ 0\.2, which")
+    for ratio in (0.8, 0.9)
+]
 OF_U_VIT = [
     ({"conv": "no"}, TypeError, "conv must be True or False, got 'no'"),
     ({"skip": 0}, TypeError, "skip must be True or False, got 0"),
@@ -55,6 +59,7 @@ OF_U_VIT = [
     [
         *((name, *case) for name in TINY for case in SHARED if set(case[0]) <= set(ditzoo.model_info(name).config)),
         *((name, {"depth": 4, **options}, *rest) for name in MASKED for options, *rest in OF_MDT),
+        *(("mdtv2_ti_2", *case) for case in OF_MDTV2),
         *(("uvit_ti_2", *case) for case in OF_U_VIT),
     ],
 )
@@ -62,6 +67,11 @@ def test_a_wrong_option_is_named_with_its_value(name, options, error, message):
     cls = type(ditzoo.create(name)).__name__
     with pytest.raises(error, match=f"^{cls}: {message}"):
         ditzoo.create(name, **options)
+
+
+def test_only_the_version_that_draws_its_mask_ratio_leaves_room_for_it():
+    assert ditzoo.create("mdt_ti_2", mask_ratio=0.9).mask_ratio == 0.9
+    assert ditzoo.create("mdtv2_ti_2", mask_ratio=0.79).mask_ratio == 0.79
 
 
 def test_u_vit_predicts_no_variance():
