@@ -239,7 +239,7 @@ def list_models(pattern: str | None = None, *, family: str | None = None, pretra
         pattern: shell wildcards, such as `"dit_*_2"`. One with a dot matches tagged names, `"*.in512"`.
         family: only this family, one of `list_families()`.
         pretrained: True gives the tagged names of published weights, False the bare names without any. Where
-            published weights are, `model_info` says; this release does not fetch them.
+            published weights are, `model_info` says; this release fetches none, but those of the digits come with it.
 
     Raises:
         ValueError: for an unknown family.
@@ -366,6 +366,9 @@ def register_model(
     _check_type("recipe", recipe, Recipe, "a ditzoo.Recipe (Recipe.from_dict() makes one of a dict)", optional=True)
     _check_type("ours", ours, bool, "True or False")
     _check_free(name)
+    if isinstance(model_cls, torch.nn.Module):  # whose repr is the whole network
+        cls = type(model_cls).__name__
+        raise TypeError(f"model_cls must be a class, got an instance of {cls}; give {cls} itself.")
     concrete = isinstance(model_cls, type) and model_cls is not DiffusionTransformer
     if not (concrete and issubclass(model_cls, DiffusionTransformer)):
         raise TypeError(f"{model_cls!r} is no subclass of ditzoo.models.DiffusionTransformer.")
@@ -457,9 +460,13 @@ def _no_weights(name: str, architecture: Architecture, checkpoint: Checkpoint | 
     tags = ", ".join(f"{architecture.name}.{tag}" for tag in architecture.checkpoints)
     if tags:
         return f"{name} names no weights; give one of its tags: {tags}."
+    known: dict[bool, list[str]] = {True: [], False: []}
+    for tagged in list_models(pretrained=True):
+        known[model_info(tagged).packaged].append(tagged)
     return (
-        f"No weights are published for {name}. Models that have some: "
-        f"{', '.join(list_models(pretrained=True))}. This release of ditzoo does not fetch them yet."
+        f"No weights are published for {name}. Those of {', '.join(known[True])} come with ditzoo. Published elsewhere "
+        f"are those of {', '.join(known[False])}, which this release does not fetch; "
+        "ditzoo.model_info(name).source says where they are."
     )
 
 
