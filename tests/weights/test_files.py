@@ -207,6 +207,7 @@ def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):
 
 def test_wrong_paths_name_the_right_one(tmp_path):
     torch.save(STATE, tmp_path / "weights.pt")
+    (tmp_path / "weight.p").mkdir()  # nearer, but no file
     with pytest.raises(FileNotFoundError, match=rf"no file .*weight\.pt\. Did you mean {tmp_path}/weights\.pt\?"):
         read_checkpoint(tmp_path / "weight.pt")
     with pytest.raises(FileNotFoundError, match=r"Check the path\."):
