@@ -5,7 +5,7 @@
 
 Writes `ditzoo/weights/digits/<name>.safetensors`: averaged weights in float16, with recipe and training options in the
 file's metadata. The same command gives the same weights on the same machine and versions; the order of the metadata,
-and so the file's bytes, may differ.
+and so the file's bytes, may differ. New weights have other hashes, which `ditzoo/weights/published.py` records.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def info(name: str) -> None:
 
 @cli.command()
 @click.argument("name")
-@click.option("--checkpoint", type=click.Path(), help="File of weights: safetensors, or PyTorch's.")
+@click.option("--checkpoint", type=click.Path(), help="File of weights; default: one that comes with ditzoo.")
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option(

@@ -369,6 +369,9 @@ def register_model(
     _check_type("recipe", recipe, Recipe, "a ditzoo.Recipe (Recipe.from_dict() makes one of a dict)", optional=True)
     _check_type("ours", ours, bool, "True or False")
     _check_free(name)
+    if isinstance(model_cls, torch.nn.Module):  # whose repr is the whole network
+        cls = type(model_cls).__name__
+        raise TypeError(f"model_cls must be a class, got an instance of {cls}; give {cls} itself.")
     concrete = isinstance(model_cls, type) and model_cls is not DiffusionTransformer
     if not (concrete and issubclass(model_cls, DiffusionTransformer)):
         raise TypeError(f"{model_cls!r} is no subclass of ditzoo.models.DiffusionTransformer.")
@@ -460,12 +463,13 @@ def _no_weights(name: str, architecture: Architecture, checkpoint: Checkpoint | 
     tags = ", ".join(f"{architecture.name}.{tag}" for tag in architecture.checkpoints)
     if tags:
         return f"{name} names no weights; give one of its tags: {tags}."
-    tagged = list_models(pretrained=True)
-    packaged = [other for other in tagged if model_info(other).packaged]
-    published = [other for other in tagged if other not in packaged]
+    known: dict[bool, list[str]] = {True: [], False: []}
+    for tagged in list_models(pretrained=True):
+        known[model_info(tagged).packaged].append(tagged)
     return (
-        f"No weights are published for {name}. Those of {', '.join(packaged)} come with ditzoo. Published ones are "
-        f"known for {', '.join(published)}; this release does not fetch them."
+        f"No weights are published for {name}. Those of {', '.join(known[True])} come with ditzoo. Published elsewhere "
+        f"are those of {', '.join(known[False])}, which this release does not fetch; "
+        "ditzoo.model_info(name).source says where they are."
     )
 
 

@@ -265,6 +265,13 @@ def test_the_cases_are_those_that_the_project_promises():
     assert {(case.model, case.limit) for case in training} == {("dit_b_2", 1.05)}
 
 
+def test_the_recorded_speeds_keep_what_the_project_promises():
+    limits = {(case.model, str(case.settings)): case.limit for case in eager_speed.CASES}
+    for row in read_rows(eager_speed.RESULTS)[0]:
+        assert row.values["limit"].value == limits[row.name, str(row.settings)], row.settings
+        assert row.values["ratio"].value <= row.values["limit"].value, row.settings
+
+
 def test_recorded_table_stands_in_the_readme():
     rows, problems = read_rows(eager_speed.RESULTS)
     assert problems == []

@@ -397,6 +397,11 @@ def test_protocol_of_the_benchmark_page_is_that_of_the_suite():
         assert ditzoo.model_info(name).config["class_dropout_prob"] == 0.1
 
 
+def test_the_page_on_adding_a_model_names_the_endings_that_the_quick_benchmark_takes():
+    for pattern in QUICK.patterns:
+        assert f"`{pattern.removeprefix('*')}`" in prose_of("docs/extending.md")
+
+
 def test_recorded_run_has_every_tiny_model():
     table = hooks().quick_table()
     for name in [*QUICK.default_models(), "real digits", "untrained"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -60,8 +61,10 @@ def random_token_mask(
         device: of the mask; that of `noise` where given.
 
     Raises:
-        ValueError: for a ratio that leaves no token or is negative, or noise of another shape.
+        ValueError: for a ratio that leaves no token, is negative or no finite number, or noise of another shape.
     """
+    if not math.isfinite(mask_ratio):
+        raise ValueError(f"mask_ratio must be a number from 0 to below 1, got {float(mask_ratio)}.")
     num_keep = int(num_tokens * (1 - mask_ratio))
     if mask_ratio < 0 or num_keep < 1:
         raise ValueError(

@@ -17,19 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ditzoo.layers import TokenMask, UnusedWeights
 from ditzoo.models.inputs import check_arguments
-from ditzoo.models.options import check_options
+from ditzoo.models.options import check_all_given, check_options
 from ditzoo.models.state_dicts import accept_official_state
 from ditzoo.recipe import Recipe
-
-#: Constructor options that every model has; see `DiffusionTransformer`.
-SHARED_OPTIONS = (
-    "input_size",
-    "in_channels",
-    "mlp_ratio",
-    "num_classes",
-    "class_dropout_prob",
-    "learn_sigma",
-)
 
 
 class Intermediates(NamedTuple):
@@ -69,7 +59,7 @@ class DiffusionTransformer(nn.Module):
 
     Raises:
         ValueError: for an option outside its range; the message names option, value and remedy.
-        TypeError: for a size that is not an integer.
+        TypeError: for a size that is not an integer, and for a constructor that lacks one of these options.
     """
 
     supports_masking: ClassVar[bool] = False
@@ -91,6 +81,7 @@ class DiffusionTransformer(nn.Module):
         self.config: dict[str, Any] = {
             option: value for option, value in arguments.items() if option not in ("self", "__class__")
         }
+        check_all_given(type(self).__name__, self.config, derived)
         check_options(type(self).__name__, self.config)
         options = {**self.config, **derived}
         self.input_size: int = options["input_size"]
@@ -129,7 +120,8 @@ class DiffusionTransformer(nn.Module):
         Raises:
             ValueError: for inputs of the wrong shape, a label out of range, `y` missing or superfluous, a
                 mask given to a family without masks.
-            TypeError: for labels that are not int64.
+            TypeError: for an `x` that is no floating-point tensor, a `t` that is no tensor, labels that are not
+                int64, or a mask that is no `TokenMask`.
         """
         raise TypeError(f"{type(self).__name__} does not define forward().")
 
@@ -226,8 +218,8 @@ class DiffusionTransformer(nn.Module):
         if height < 1 or width < 1 or height % d or width % d:
             what = "patch_size" if d == self.patch_size else "the total downsampling"
             raise ValueError(
-                f"input of {height}x{width} is not divisible by {what} {d}; the nearest size that is: "
-                f"{max(d, round(height / d) * d)}x{max(d, round(width / d) * d)}."
+                f"{type(self).__name__}: input of {height}x{width} is not divisible by {what} {d}; the nearest size "
+                f"that is: {max(d, round(height / d) * d)}x{max(d, round(width / d) * d)}."
             )
         return height // self.patch_size, width // self.patch_size
 
@@ -266,6 +258,7 @@ class DiffusionTransformer(nn.Module):
 
         Raises:
             ValueError: for a block that does not exist.
+            TypeError: for a single block in place of a list.
         """
         names = self._resolve_blocks(indices)
         kept: dict[str, Tensor] = {}
@@ -277,6 +270,8 @@ class DiffusionTransformer(nn.Module):
         names = self.block_names()
         if indices is None:
             return names
+        if isinstance(indices, int | str):
+            raise TypeError(f"indices must be a list of blocks, or None for all, got {indices!r}: use [{indices!r}].")
         chosen = set()
         for index in indices:
             if isinstance(index, int) and -len(names) <= index < len(names):

@@ -6,8 +6,8 @@ from torch import nn
 
 
 def initialize_like_dit(model: nn.Module) -> None:
-    """DiT's initialisation, shared by MDT and DiffiT: Xavier uniform for every linear layer and for the patch
-    projection, zero biases, and 0.02 for the embedders. Zeroed layers come after it, in the family's file."""
+    """DiT's initialisation, with which other families begin too: Xavier uniform for every linear layer and every
+    convolution, zero biases, and 0.02 for the embedders. What a family zeroes it zeroes afterwards, in its own file."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(module.weight.flatten(1))

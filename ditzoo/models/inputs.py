@@ -20,7 +20,7 @@ def check_arguments(
     name = type(model).__name__
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be a floating-point tensor, got {kind}.")
+        raise TypeError(f"{name}: x must be a floating-point tensor, got {kind}.")
     if x.ndim != 4 or x.shape[1] != model.in_channels:
         raise ValueError(
             f"{name} takes x of shape (B, {model.in_channels}, H, W), got {tuple(x.shape)}; build it with "
@@ -28,9 +28,9 @@ def check_arguments(
         )
     batch = x.shape[0]
     if not isinstance(t, Tensor):
-        raise TypeError(f"t must be a tensor of one time a sample, got {t!r}.")
+        raise TypeError(f"{name}: t must be a tensor of one time a sample, got {t!r}.")
     if t.ndim != 1 or t.shape[0] != batch:
-        raise ValueError(f"t has shape {tuple(t.shape)}; give one time a sample: ({batch},).")
+        raise ValueError(f"{name}: t has shape {tuple(t.shape)}; give one time a sample: ({batch},).")
     grid = model.token_grid(x.shape[2], x.shape[3])
     _check_labels(model, y, batch)
     if mask is not None:
@@ -50,11 +50,11 @@ def _check_labels(model: DiffusionTransformer, y: Tensor | None, batch: int) -> 
             "build it with num_classes=0."
         )
     if not isinstance(y, Tensor):
-        raise TypeError(f"y must be an int64 tensor, got {type(y).__name__}; use torch.tensor(y).")
+        raise TypeError(f"{name}: y must be an int64 tensor, got {type(y).__name__}; use torch.tensor(y).")
     if y.dtype != torch.int64:
-        raise TypeError(f"y must be int64, got {y.dtype}; use y.long().")
+        raise TypeError(f"{name}: y must be int64, got {y.dtype}; use y.long().")
     if y.ndim != 1 or y.shape[0] != batch:
-        raise ValueError(f"y has shape {tuple(y.shape)}; give one label a sample: ({batch},).")
+        raise ValueError(f"{name}: y has shape {tuple(y.shape)}; give one label a sample: ({batch},).")
     # A look at the values would synchronise an accelerator and break a trace; fake tensors have none.
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(y) is not Tensor  # type: ignore[attr-defined]
     if y.device.type == "cpu" and not tracing and batch:
@@ -70,11 +70,11 @@ def _check_labels(model: DiffusionTransformer, y: Tensor | None, batch: int) -> 
 def _check_mask(model: DiffusionTransformer, mask: TokenMask, batch: int, num_tokens: int) -> None:
     name = type(model).__name__
     if not model.supports_masking:
-        raise ValueError(f"{name} does not take a mask; only MDT and MDTv2 do. Call it without mask=.")
+        raise ValueError(f"{name} does not take a mask (its supports_masking is False); call it without mask=.")
     if not isinstance(mask, TokenMask):
-        raise TypeError(f"mask is a {type(mask).__name__}; make a TokenMask with ditzoo.random_token_mask().")
+        raise TypeError(f"{name}: mask is a {type(mask).__name__}; make a TokenMask with ditzoo.random_token_mask().")
     if mask.mask.shape != (batch, num_tokens):
         raise ValueError(
-            f"mask covers {tuple(mask.mask.shape)} tokens, but x has ({batch}, {num_tokens}); make it with "
+            f"{name}: mask covers {tuple(mask.mask.shape)} tokens, but x has ({batch}, {num_tokens}); make it with "
             f"ditzoo.random_token_mask({batch}, {num_tokens}, ratio)."
         )

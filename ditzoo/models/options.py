@@ -6,6 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+#: Constructor options that every model has; see `DiffusionTransformer`.
+SHARED_OPTIONS = ("input_size", "in_channels", "mlp_ratio", "num_classes", "class_dropout_prob", "learn_sigma")
+#: Those that a network of several resolutions derives from options of its own.
+DERIVABLE_OPTIONS = ("patch_size", "hidden_size", "depth", "num_heads")
+
 
 def check_integer(name: str, option: str, value: object) -> None:
     """Refuse what is no whole number, True and 2.0 included."""
@@ -17,6 +22,12 @@ def check_number(name: str, option: str, value: object) -> None:
     """Refuse what is no finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise TypeError(f"{name}: {option} must be a finite number, got {value!r}.")
+
+
+def check_boolean(name: str, option: str, value: object) -> None:
+    """Refuse what is neither True nor False, 0 and 1 included."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: {option} must be True or False, got {value!r}.")
 
 
 def check_at_least(name: str, option: str, value: int, least: int) -> None:
@@ -35,18 +46,28 @@ def check_divisible(name: str, option: str, value: int, by: str, divisor: int) -
         )
 
 
+def check_all_given(name: str, config: Mapping[str, Any], derived: Mapping[str, Any]) -> None:
+    """Refuse a constructor that does not take what all take, or neither takes nor derives what the others derive."""
+    missing = [option for option in SHARED_OPTIONS if option not in config]
+    missing += [option for option in DERIVABLE_OPTIONS if option not in {**config, **derived}]
+    if missing:
+        raise TypeError(
+            f"the constructor of {name} lacks {', '.join(missing)}: take the options that all families share as "
+            f"keywords, and begin with super().__init__(locals()); {', '.join(DERIVABLE_OPTIONS)} may be derived and "
+            "given after locals()."
+        )
+
+
 def check_options(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse sizes no network can have, before any memory is asked for."""
+    """Refuse sizes no network can have, before any memory is asked for. A family checks the options of its own."""
     # A network that derives the last four from options of its own checks these.
-    for option in ("input_size", "in_channels", "patch_size", "hidden_size", "depth", "num_heads"):
-        if option in config or option in ("input_size", "in_channels"):
+    for option in ("input_size", "in_channels", *DERIVABLE_OPTIONS):
+        if option in config or option in SHARED_OPTIONS:
             check_at_least(name, option, config[option], 1)
     check_at_least(name, "num_classes", config["num_classes"], 0)
     for option in ("mlp_ratio", "class_dropout_prob"):
         check_number(name, option, config[option])
-    for option in ("learn_sigma", "qkv_bias", "mlp_time_embed", "conv", "skip"):
-        if option in config and not isinstance(config[option], bool):
-            raise TypeError(f"{name}: {option} must be True or False, got {config[option]!r}.")
+    check_boolean(name, "learn_sigma", config["learn_sigma"])
     if config["mlp_ratio"] <= 0:
         raise ValueError(f"{name}: mlp_ratio must be above 0, got {config['mlp_ratio']}.")
     if not 0 <= config["class_dropout_prob"] < 1:

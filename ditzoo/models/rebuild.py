@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ditzoo.models.base import SHARED_OPTIONS, DiffusionTransformer
+from ditzoo.models.base import DiffusionTransformer
+from ditzoo.models.options import SHARED_OPTIONS
 
 
 def check_rebuilds(name: str, model_cls: type[DiffusionTransformer], config: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from ditzoo.layers import (
 from ditzoo.models.base import DiffusionTransformer
 from ditzoo.models.digits import TINY, digits_checkpoint
 from ditzoo.models.families import Architecture, Checkpoint, Family, pixel_recipe
+from ditzoo.models.options import check_boolean
 from ditzoo.recipe import Guidance, Recipe
 
 
@@ -80,6 +81,8 @@ class UViT(DiffusionTransformer):
         skip: bool = True,
     ) -> None:
         super().__init__(locals())
+        for option in ("qkv_bias", "mlp_time_embed", "conv", "skip"):
+            check_boolean(type(self).__name__, option, self.config[option])
         if learn_sigma:
             raise ValueError("U-ViT predicts no variance: learn_sigma must be False, got True.")
         self.num_extra_tokens = 2 if num_classes else 1

@@ -13,12 +13,14 @@ from torch import Tensor
 from ditzoo import registry
 from ditzoo.layers import relative_position_index, sincos_position_table
 from ditzoo.models import DiffusionTransformer
+from ditzoo.recipe import Recipe
 from ditzoo.weights.checks import Check, compare, message, short, shown, some
 from ditzoo.weights.files import FLOATS, Nest, WeightsFile, damaged_member, has_checksums, is_zip
 from ditzoo.weights.match import FileForNetwork, Shapes, shapes_of
 from ditzoo.weights.published import SAMPLED_HASHES, same_network
 
 _INTEGERS = (torch.int16, torch.int32, torch.int64)
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 def file_checks(found: FileForNetwork, asked: Nest, device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
@@ -170,7 +172,9 @@ def _position_checks(model: DiffusionTransformer, values: Mapping[str, Tensor]) 
         return
     found, formula = values["pos_embed"], sincos_position_table(model.hidden_size, model.grid)
     error = float((found.float() - formula).abs().max())
-    bound = max(1e-6, torch.finfo(found.dtype).eps)
+    # Also of a copy in float32 whose values went through half precision.
+    rounded = [dtype for dtype in (found.dtype, *_HALVES) if torch.equal(found.to(dtype).to(found.dtype), found)]
+    bound = max(1e-6, *(torch.finfo(dtype).eps for dtype in rounded))
     expected = f"at most {bound:.0e} from its formula"
     yield compare("position table", error <= bound, f"differs by {error:.1e}", expected)
 
@@ -180,7 +184,10 @@ def _layout_check(name: str, shapes: Shapes) -> Check:
     others = [other for other in _fitting(shapes) if not same_network(other, name)]
     if not others:
         return Check("layout", "pass", "of no other in the zoo", "of no other")
-    details = f"names and shapes are also those of {some(others)}; only the file's source can tell which it is for"
+    details = (
+        f"names and shapes are also those of {some(others)}; only the file's source or a recorded hash can tell which "
+        "it is for"
+    )
     return Check("layout", "note", f"also that of {some(others, 1)}", "of no other", details)
 
 
@@ -206,19 +213,28 @@ def _forward_check(found: FileForNetwork, device: torch.device, dtype: torch.dty
 
 def fixed_input(name: str, model: DiffusionTransformer) -> tuple[Tensor, Tensor, Tensor | None, str]:
     """The same x (1, C, S, S), t (1,) and y (1,) on every machine, and their description."""
-    recipe = registry.model_info(name).recipe
     shape = (1, model.in_channels, model.input_size, model.input_size)
     x = torch.from_numpy(np.random.RandomState(0).standard_normal(shape).astype(np.float32))
-    t = torch.tensor([0.5]) if recipe is not None and recipe.is_flow else torch.tensor([500])
+    t = _middle_time(registry.model_info(name).recipe)
     y = torch.zeros(1, dtype=torch.int64) if model.num_classes else None
     return x, t, y, f"seed 0, t = {t.item():g}" + (", y = 0" if y is not None else "")
 
 
+def _middle_time(recipe: Recipe | None) -> Tensor:
+    """Half of the last time that networks are told, (1,): of a thousand timesteps 500. So without a recipe."""
+    if recipe is None:
+        return torch.tensor([500])
+    middle = recipe.last_network_time / 2
+    return torch.tensor([round(middle) if recipe.is_discrete else middle])
+
+
 def _hash_check(found: FileForNetwork) -> Check:
     known, digest = SAMPLED_HASHES.get(found.name), found.digest or ""
+    owners = [name for name, recorded in SAMPLED_HASHES.items() if recorded == digest != known]
+    details = f"it is the one recorded for {some(owners)}" if owners else ""
     if known is None:
-        return Check("sampled hash", "note", f"{digest[:16]}...", "not recorded")
-    return compare("sampled hash", digest == known, f"{digest[:16]}...", f"{known[:16]}...")
+        return Check("sampled hash", "note", f"{digest[:16]}...", "not recorded", details)
+    return compare("sampled hash", digest == known, f"{digest[:16]}...", f"{known[:16]}...", details=details)
 
 
 def hints(found: FileForNetwork) -> Iterator[str]:

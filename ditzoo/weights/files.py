@@ -193,7 +193,7 @@ def _read(path: Path) -> tuple[Any, str]:
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f"{path} is a link that points nowhere: {path.readlink()} is not there.")
     if not path.exists():
-        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
+        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*") if p.is_file()], n=1)
         hint = f" Did you mean {path.parent / near[0]}?" if near else " Check the path."
         raise FileNotFoundError(f"there is no file {path}.{hint}")
     with path.open("rb") as file:

@@ -65,8 +65,16 @@ PUBLISHED_COSTS = (
     PublishedCost("sit_xl_2", "119", "README of github.com/willisma/SiT"),
 )
 
-#: `sampled_hash` of the authors' files, by tagged name. None is known to this release.
-SAMPLED_HASHES: dict[str, str] = {}
+#: `sampled_hash` of published files, by tagged name: of those that come with ditzoo. No other is known to this release.
+SAMPLED_HASHES: dict[str, str] = {
+    "diffit_ti_2.digits": "b0cd328fff1cdc730073dfbd196492b13cf58b3c86bb7214db314ab63607b976",
+    "diffit_unet_ti.digits": "0c16250f71ad2836c582c61f0ab0f5a739e714acb3c22ed926bcae3cf3fe65e0",
+    "dit_ti_2.digits": "80329e68ba396f2c62e72554ea87290384a15a7551665e4f33b0091e2e6a10a8",
+    "mdt_ti_2.digits": "004e69833a0b3d973d1fb9f64bfbfde497a1ef46def54c18728965c564aff80f",
+    "mdtv2_ti_2.digits": "302cba2a45c5c6f7e1a4452c9f68692800294fcc5570bba73f2db6cf9b943a0c",
+    "sit_ti_2.digits": "64473d8a0ad36cb887d602595a99a70db0a3484a9c42951c9700f6655c5e5083",
+    "uvit_ti_2.digits": "054e5ad608e3b96b15817aee61de6e0e307548b9fc85fdd0fdf08ee91113f0a5",
+}
 
 
 def official_count(name: str) -> OfficialCount | None:

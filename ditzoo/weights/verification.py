@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from ditzoo.weights.file_checks import file_checks, hints
 from ditzoo.weights.files import Nest, read_checkpoint
 from ditzoo.weights.match import FileForNetwork
 from ditzoo.weights.network_checks import HALF_PRECISION, golden_checks, network_checks
+from ditzoo.weights.packaged import packaged_file
 
 
 def verify(
@@ -27,18 +29,23 @@ def verify(
     Args:
         name: registry name, with the tag of the weights where they are published ones: of those it is known that they
             are trained, so that constant tensors and an output of zeros fail.
-        checkpoint: safetensors file or PyTorch checkpoint; None checks the network alone.
+        checkpoint: safetensors file or PyTorch checkpoint; None takes the file that comes with ditzoo, such as that of
+            `dit_ti_2.digits`, and for other names checks the network alone.
         device: where forward passes run.
         dtype: their precision: float32, bfloat16 or float16.
         weights: which weights of a training checkpoint, the moving average (`"ema"`) or the last step (`"raw"`).
 
     Raises:
         ValueError: unknown name, device or dtype; a file that is damaged, holds no weights or would run code.
-        OSError: no such file, or a folder.
+        OSError: no such file, or a folder; or this installation lacks a file that comes with ditzoo.
     """
     device = _checked_device(device)
     if dtype not in (torch.float32, *HALF_PRECISION):
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}.")
+    if checkpoint is None and registry.model_info(name).packaged:
+        with packaged_file(name) as path:
+            result = verify(name, path, device=device, dtype=dtype, weights=weights)
+        return replace(result, checks=(Check("weights", "note", "those that come with ditzoo"), *result.checks))
     with torch.device("meta"):
         model = registry.create(name)
     # Before the slower checks: a wrong path should be told at once.

@@ -64,6 +64,12 @@ def test_a_ratio_out_of_range_is_named(ratio):
         random_token_mask(1, 16, ratio)
 
 
+@pytest.mark.parametrize("ratio", [float("nan"), float("inf"), torch.tensor([torch.nan])], ids=repr)
+def test_a_ratio_that_is_no_finite_number_is_named(ratio):
+    with pytest.raises(ValueError, match=rf"^mask_ratio must be a number from 0 to below 1, got {float(ratio)}\."):
+        random_token_mask(1, 16, ratio)
+
+
 def test_the_lowest_noise_is_kept_in_ascending_order():
     noise = torch.tensor([[0.4, 0.1, 0.3, 0.2], [0.1, 0.2, 0.3, 0.4]])
     mask = random_token_mask(2, 4, 0.5, noise=noise)

@@ -3,6 +3,7 @@
 import pytest
 
 import ditzoo
+from ditzoo.models.options import check_options
 from tests.zoo import MASKED, TINY
 
 NAN = float("nan")
@@ -51,6 +52,8 @@ OF_MDTV2 = [
 OF_U_VIT = [
     ({"conv": "no"}, TypeError, "conv must be True or False, got 'no'"),
     ({"skip": 0}, TypeError, "skip must be True or False, got 0"),
+    ({"qkv_bias": None}, TypeError, "qkv_bias must be True or False, got None"),
+    ({"mlp_time_embed": 1.0}, TypeError, r"mlp_time_embed must be True or False, got 1\.0"),
 ]
 
 
@@ -72,6 +75,14 @@ def test_a_wrong_option_is_named_with_its_value(name, options, error, message):
 def test_only_the_version_that_draws_its_mask_ratio_leaves_room_for_it():
     assert ditzoo.create("mdt_ti_2", mask_ratio=0.9).mask_ratio == 0.9
     assert ditzoo.create("mdtv2_ti_2", mask_ratio=0.79).mask_ratio == 0.79
+
+
+def test_an_option_means_what_its_family_says():
+    """U-ViT's `skip` is True or False, another family's may be a word."""
+    options = {**ditzoo.model_info("dit_ti_2").config, "skip": "concat"}
+    check_options("Mine", options)
+    with pytest.raises(TypeError, match=r"^Mine: learn_sigma must be True or False, got 'no'"):
+        check_options("Mine", {**options, "learn_sigma": "no"})
 
 
 def test_u_vit_predicts_no_variance():

@@ -10,7 +10,7 @@ import torch
 
 import ditzoo
 from ditzoo.models import UViT
-from ditzoo.models.base import SHARED_OPTIONS
+from ditzoo.models.options import SHARED_OPTIONS
 from tests.golden_cases import relative_error
 from tests.zoo import EVERY_NAME, MASKED, PASSES, PLAIN, TINY, inputs, lively, no_draws, on_meta
 
@@ -291,6 +291,14 @@ def test_a_block_that_does_not_exist_is_named_with_those_that_do(name, index):
     message = rf"no block {index!r}: give a number from {-last - 1} to {last} or one of .*{model.block_names()[-1]}"
     with pytest.raises(ValueError, match=message):
         model.forward_intermediates(*inputs(model), indices=[0, index])
+
+
+@pytest.mark.parametrize("index", [0, -1, "blocks.0"])
+def test_a_single_block_in_place_of_a_list(index):
+    model = ditzoo.create("dit_ti_2")
+    message = rf"indices must be a list of .* got {index!r}: use \[{index!r}\]\."
+    with pytest.raises(TypeError, match=message):
+        model.forward_intermediates(*inputs(model), indices=index)
 
 
 @pytest.mark.parametrize("name", TINY)

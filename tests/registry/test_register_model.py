@@ -12,6 +12,7 @@ import ditzoo
 from ditzoo import Recipe
 from ditzoo.cli import cli
 from ditzoo.models import FAMILIES, DiffusionTransformer, DiT
+from ditzoo.models.options import DERIVABLE_OPTIONS, SHARED_OPTIONS
 from tests.own_models import WithOption
 from tests.zoo import on_meta
 
@@ -30,6 +31,24 @@ class Unfinished(DiffusionTransformer):
         super().__init__({})
 
 
+class OneChannel(DiffusionTransformer):
+    """A model that gives the base class what its own constructor should take."""
+
+    def __init__(
+        self, *, input_size=8, mlp_ratio=4.0, num_classes=10, class_dropout_prob=0.1, learn_sigma=False
+    ) -> None:
+        super().__init__(locals(), in_channels=1, patch_size=1, hidden_size=8, depth=1, num_heads=1)
+
+
+class Undivided(DiffusionTransformer):
+    """A model that forgets to derive what it does not take."""
+
+    def __init__(
+        self, *, input_size=8, in_channels=1, mlp_ratio=4.0, num_classes=10, class_dropout_prob=0.1, learn_sigma=False
+    ) -> None:
+        super().__init__(locals())
+
+
 class NotEvenBegun(DiffusionTransformer):
     """A model that leaves the base class's constructor out."""
 
@@ -37,6 +56,7 @@ class NotEvenBegun(DiffusionTransformer):
         nn.Module.__init__(self)
 
 
+EVERY_OPTION = (*SHARED_OPTIONS, *DERIVABLE_OPTIONS)
 SMALL = {"input_size": 8, "in_channels": 1, "hidden_size": 32, "num_heads": 4, "depth": 2}
 
 
@@ -154,6 +174,11 @@ def test_something_that_is_no_model(model_cls):
         ditzoo.register_model("mine_s_2", model_cls, family="dit")
 
 
+def test_a_network_in_place_of_its_class():
+    with pytest.raises(TypeError, match=r"^model_cls must be a class, got an instance of DiT; give DiT itself\.$"):
+        ditzoo.register_model("mine_s_2", on_meta("dit_ti_2"), family="dit")
+
+
 def test_a_recipe_of_ones_own():
     recipe = ditzoo.model_info("sit_ti_2").recipe
     ditzoo.register_model("mine_s_2", DiT, {"depth": 1}, family="dit", recipe=recipe)
@@ -166,7 +191,15 @@ def test_a_recipe_of_ones_own():
     ("model_cls", "config", "cause"),
     [
         (DiT, {"hidden_size": 30}, "ValueError: DiT: hidden_size 30 is not divisible by num_heads 16"),
-        (Unfinished, {}, "KeyError: 'input_size'"),
+        (Unfinished, {}, f"TypeError: the constructor of Unfinished lacks {', '.join(EVERY_OPTION)}: take the options"),
+        (OneChannel, {}, "TypeError: the constructor of OneChannel lacks in_channels: take the options"),
+        (
+            Undivided,
+            {},
+            "TypeError: the constructor of Undivided lacks patch_size, hidden_size, depth, num_heads: take the options "
+            "that all families share as keywords, and begin with super().__init__(locals()); patch_size, hidden_size, "
+            "depth, num_heads may be derived and given after locals().",
+        ),
         (NotEvenBegun, {}, "AttributeError: 'NotEvenBegun' object has no attribute 'config'"),
     ],
 )

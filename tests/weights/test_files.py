@@ -209,6 +209,9 @@ def test_wrong_paths_name_the_right_one(tmp_path):
     torch.save(STATE, tmp_path / "weights.pt")
     with pytest.raises(FileNotFoundError, match=rf"no file .*weight\.pt\. Did you mean {tmp_path}/weights\.pt\?"):
         read_checkpoint(tmp_path / "weight.pt")
+    (tmp_path / "opt").mkdir()  # near, but no file
+    with pytest.raises(FileNotFoundError, match=r"no file .*nope\.pt\. Check the path\.$"):
+        read_checkpoint(tmp_path / "nope.pt")
     with pytest.raises(FileNotFoundError, match=r"Check the path\."):
         read_checkpoint(tmp_path / "other" / "zzz.ckpt")
     with pytest.raises(IsADirectoryError, match=rf"is a folder; name .* such as {tmp_path}/weights\.pt\."):

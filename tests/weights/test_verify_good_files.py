@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from safetensors.torch import save_file
 
 import ditzoo
 from ditzoo.layers import relative_position_index
+from ditzoo.models import DiT
 from ditzoo.weights import published, verify
 from ditzoo.weights.file_checks import fixed_input
 from tests.golden_cases import golden_case
 from tests.weights.verifying import rows, statuses, verify_state, weights_of
-from tests.zoo import TINY, lively
+from tests.zoo import TINY, lively, on_meta
 
 pytestmark = pytest.mark.usefixtures("no_golden")
 
@@ -102,6 +104,14 @@ def test_stored_and_computed_precision_are_independent(stored, dtype, tmp_path):
     assert rows(result)["position table"].status == "pass"
 
 
+@pytest.mark.parametrize(("rounded", "status"), [(torch.float16, "pass"), (torch.bfloat16, "pass"), (None, "FAIL")])
+def test_a_position_table_may_have_gone_through_half_precision(rounded, status, tmp_path):
+    state = dict(weights_of("dit_ti_2"))
+    table = state["pos_embed"]
+    state["pos_embed"] = table + 2e-4 if rounded is None else table.to(rounded).float()
+    assert rows(verify_state("dit_ti_2", state, tmp_path))["position table"].status == status
+
+
 def test_the_forward_is_that_of_the_file(tmp_path):
     """Its fingerprint, from the same weights and input in another way."""
     model = lively("sit_ti_2")
@@ -115,9 +125,29 @@ def test_the_forward_is_that_of_the_file(tmp_path):
     numbers = f"rms {rms:.4g}, mean {mean:.4g}, first {first:.4g}"
     assert (check.found, check.expected) == ("finite", "finite")
     assert check.details == f"{numbers} for the input of seed 0, t = 0.5, y = 0"
-    assert fixed_input("dit_ti_2", model)[1].tolist() == [500]
-    unconditional = ditzoo.create("uvit_s_2.cifar10", depth=1)
-    assert fixed_input("uvit_s_2.cifar10", unconditional)[2:] == (None, "seed 0, t = 500")
+
+
+@pytest.mark.parametrize(
+    ("name", "time", "text"),
+    [
+        ("dit_ti_2", 500, "seed 0, t = 500, y = 0"),
+        ("uvit_ti_2", 500, "seed 0, t = 500, y = 0"),  # its levels are counted from 1
+        ("uvit_s_2.cifar10", 499.5, "seed 0, t = 499.5"),  # continuous, and without labels
+        ("sit_ti_2.digits", 0.5, "seed 0, t = 0.5, y = 0"),
+        ("diffit_unet_ti.digits", math.log(80) / 8, "seed 0, t = 0.547753, y = 0"),
+    ],
+)
+def test_the_forward_is_in_the_middle_of_the_recipes_times(name, time, text):
+    found = fixed_input(name, on_meta(name))
+    assert found[1].tolist() == pytest.approx([time])
+    assert found[1].is_floating_point() == (time != 500)
+    assert found[3] == text
+    assert (found[2] is None) == (name == "uvit_s_2.cifar10")
+
+
+def test_the_forward_of_a_model_without_a_recipe_is_at_timestep_500(registry_sandbox):
+    ditzoo.register_model("plain_ti_2", DiT, ditzoo.model_info("dit_ti_2").config, family="plain")
+    assert fixed_input("plain_ti_2", on_meta("plain_ti_2"))[1].tolist() == [500]
 
 
 def test_a_fresh_network_is_told(tmp_path):
@@ -143,7 +173,8 @@ def test_a_file_may_be_for_another_network(tmp_path):
     check = rows(verify_state("sit_ti_2", weights_of("dit_ti_2"), tmp_path))["layout"]
     assert (check.status, check.found) == ("note", "also that of dit_ti_2")
     assert check.details == (
-        "names and shapes are also those of dit_ti_2; only the file's source can tell which it is for"
+        "names and shapes are also those of dit_ti_2; only the file's source or a recorded hash can tell which it is "
+        "for"
     )
     check = rows(verify_state("uvit_ti_2", weights_of("uvit_ti_2"), tmp_path))["layout"]
     assert (check.status, check.found) == ("pass", "of no other in the zoo")

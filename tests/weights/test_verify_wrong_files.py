@@ -162,12 +162,12 @@ def test_what_is_wrong_with_a_file_is_found(wrong, tmp_path):
 
 @pytest.fixture
 def tagged(registry_sandbox):
-    """A name of published weights as small as a tiny model."""
+    """A name of published weights as small as a tiny model, of which no hash is recorded."""
     entry = registry._ENTRIES["dit_ti_2"]
-    checkpoint = Checkpoint({}, "https://example.org/digits.pt", "none", "digits")
-    architecture = replace(entry.architecture, checkpoints={"digits": checkpoint})
+    checkpoint = Checkpoint({}, "https://example.org/small.pt", "none", "digits")
+    architecture = replace(entry.architecture, checkpoints={"small": checkpoint})
     registry._ENTRIES["dit_ti_2"] = replace(entry, architecture=architecture)
-    return "dit_ti_2.digits"
+    return "dit_ti_2.small"
 
 
 def test_half_a_download_fails_for_published_weights(tagged, tmp_path):
