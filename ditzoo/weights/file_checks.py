@@ -172,9 +172,9 @@ def _position_checks(model: DiffusionTransformer, values: Mapping[str, Tensor]) 
         return
     found, formula = values["pos_embed"], sincos_position_table(model.hidden_size, model.grid)
     error = float((found.float() - formula).abs().max())
-    # Also of a copy in float32 whose values went through half precision.
-    rounded = [dtype for dtype in (found.dtype, *_HALVES) if torch.equal(found.to(dtype).to(found.dtype), found)]
-    bound = max(1e-6, *(torch.finfo(dtype).eps for dtype in rounded))
+    # A copy in float32 may have gone through half precision.
+    rounded = [dtype for dtype in _HALVES if torch.equal(found.to(dtype).to(found.dtype), found)]
+    bound = max(1e-6, *(torch.finfo(dtype).eps for dtype in (found.dtype, *rounded)))
     expected = f"at most {bound:.0e} from its formula"
     yield compare("position table", error <= bound, f"differs by {error:.1e}", expected)
 
