@@ -67,7 +67,7 @@ def test_the_command_writes_folders_files_and_animations(tmp_path):
         (("dit_ti_2.digits", "--num", "9999"), "9999 images are too many for samples.png;"),
         (("dit_ti_2.digits", "--classes", "0-9", "--num", "3"), "--num 3 is too few for 10 classes; give 10 or more."),
         (("dit_ti_2.digits", "--tiling"), "dit_ti_2.digits has no autoencoder: leave out --tiling and --slicing."),
-        (("dit_ti_2.digits", "--size", "9", "8"), "input of 9x8 is not divisible by patch_size 2"),
+        (("dit_ti_2.digits", "--size", "9", "8"), "DiT: input of 9x8 is not divisible by patch_size 2"),
         (
             ("dit_ti_2.digits", "--guidance-interval", "3", "1"),
             "guidance interval (low, high) must satisfy 0 <= low < high, both finite, got (3.0, 1.0).",
