@@ -187,19 +187,15 @@ def _checked(process: tuple[int, int] | None) -> tuple[int, int]:
 
 
 def _was_finished(path: Path, parts: Path, index: int) -> bool:
-    """Whether the job was ended before, by process 0 or by a run that was killed while it cleared up.
+    """Whether process 0 has ended the job already.
 
     Raises:
-        FileExistsError: where `path` is of no job.
+        FileExistsError: where `path` is of no job that goes on.
     """
-    cleared = _cleared(parts)
-    was_cleared = cleared.exists()
-    _remove(cleared)
-    if not _is_there(path):
-        return False
-    if index == 0 and not was_cleared and not parts.exists():
+    _remove(_cleared(parts))
+    if index == 0 and _is_there(path) and not parts.exists():
         raise FileExistsError(f"{path} is there already; give another path, or remove it.")
-    return index > 0 or was_cleared
+    return index > 0 and _is_there(path)
 
 
 def _damaged_once_all_are_there(store: SampleStore) -> list[int]:
