@@ -83,7 +83,8 @@ def load_diffusers(folder_or_id: str | os.PathLike[str]) -> tuple[DiT, Recipe]:
     Raises:
         ImportError: where diffusers is missing, naming the extra to install.
         FileNotFoundError: for a folder that is not there, or lacks the transformer.
-        OSError: for a repository that cannot be fetched, or of which only a part could.
+        OSError: for a repository that cannot be fetched, or whose transformer or scheduler is missing from the cache. A
+            recipe missing there is one that the repository never had, as far as can be told offline.
         ValueError: for weights that `from_diffusers` refuses, a scheduler whose noise levels no recipe has, or damaged
             JSON.
 
@@ -131,13 +132,13 @@ def has_vae(folder_or_id: str | os.PathLike[str]) -> bool:
 def _name_of_vae(place: _Place, config: Mapping[str, Any]) -> str:
     """What `load_codec` opens from any folder of this machine, or from the Hub.
 
-    diffusers keeps in a configuration where an autoencoder once came from. That is worth having as an id of the Hub
-    only: a path belongs to the machine that it was written on.
+    A folder holds its own. Of a repository, diffusers keeps in the configuration where the autoencoder came from, which
+    is worth having as an id of the Hub only: a path belongs to the machine that it was written on.
     """
+    if place.is_folder:
+        return os.path.join(os.path.abspath(place.name), "vae")
     origin = str(config.get("_name_or_path") or "")
-    if is_hub_id(origin):
-        return origin
-    return os.path.join(os.path.abspath(place.name), "vae") if place.is_folder else f"{place.name}/vae"
+    return origin if is_hub_id(origin) else f"{place.name}/vae"
 
 
 class _Place:

@@ -14,11 +14,13 @@ from ditzoo.recipe import Guidance, Recipe, Sampler, Schedule, Variance
 _SHARED: dict[str, dict[str, Any]] = {
     "DDPMScheduler": {"thresholding": False, "clip_sample_range": 1.0},
     # ours derives the noise anew from a clipped x0, diffusers keeps what the network has predicted
-    "DDIMScheduler": {"thresholding": False, "clip_sample": False},
+    "DDIMScheduler": {"thresholding": False, "clip_sample": False, "set_alpha_to_one": True},
     "DPMSolverMultistepScheduler": {
         "thresholding": False,
         "algorithm_type": "dpmsolver++",
         "solver_type": "midpoint",
+        "final_sigmas_type": "zero",
+        "lambda_min_clipped": -math.inf,
         "use_beta_sigmas": False,
     },
     "UniPCMultistepScheduler": {
@@ -26,10 +28,13 @@ _SHARED: dict[str, dict[str, Any]] = {
         "predict_x0": True,
         "solver_type": "bh2",
         "disable_corrector": [],
+        "final_sigmas_type": "zero",
+        "lower_order_final": True,
         "use_beta_sigmas": False,
     },
 }
 _DPM_SOLVERS: dict[int, Sampler] = {1: "ddim", 2: "dpmpp_2m", 3: "dpmpp_3m"}
+_HIGHEST_ORDER = 3
 #: Grids of noise levels; exponential ones and Lu's are even in the logarithm, both.
 _SPACINGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "log_snr", "use_lu_lambdas": "log_snr"}
 #: "fixed_large_log" gives NaN in diffusers, and "learned" is a variance that no recipe has.
@@ -162,6 +167,8 @@ def _algorithm_of(scheduler: Mapping[str, Any], learned_variance: bool) -> _Algo
     if not config.get("clip_sample"):
         config.pop("clip_sample_range", None)
     lost = [key for key, value in _SHARED.get(kind, {}).items() if config.get(key, value) != value]
+    if config.get("solver_order", 2) > _HIGHEST_ORDER:
+        lost.append("solver_order")
     if sampler == "ddpm" and config["variance_type"] in _FIXED_VARIANCES:
         variance = _FIXED_VARIANCES[config["variance_type"]]
     elif sampler == "ddpm" and config["variance_type"] != variance:
@@ -178,7 +185,7 @@ def _sampler_of(kind: str, config: Mapping[str, Any]) -> tuple[Sampler, dict[str
         return "ddim", {}
     spacing = next((spacing for key, spacing in _SPACINGS.items() if config.get(key)), None)
     options: dict[str, Any] = {} if spacing is None else {"spacing": spacing}
-    order = min(config.get("solver_order", 2), 3)  # the highest that they have
+    order = min(config.get("solver_order", 2), _HIGHEST_ORDER)
     if kind == "DPMSolverMultistepScheduler":
         return _DPM_SOLVERS[order], options
     return "unipc", options if order == 2 else {**options, "order": order}

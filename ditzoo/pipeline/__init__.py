@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ditzoo.pipeline.denoising import NonFiniteImageError
 from ditzoo.pipeline.editing import Inversion
 from ditzoo.pipeline.jobs import sample_to_disk
 from ditzoo.pipeline.pipeline import ClassLabels, Pipeline
 from ditzoo.pipeline.samples import Samples
 
-__all__ = ["Inversion", "Pipeline", "Samples", "sample", "sample_to_disk"]
+__all__ = ["Inversion", "NonFiniteImageError", "Pipeline", "Samples", "sample", "sample_to_disk"]
 
 
 def sample(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +68,7 @@ def image_to_image(
             than images.
         TypeError: for images of another kind, or an unknown option.
     """
-    if isinstance(strength, bool) or not isinstance(strength, int | float):
+    if isinstance(strength, bool) or not isinstance(strength, Real):
         raise TypeError(f"strength must be a number, got {strength!r}.")
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}.")
@@ -232,8 +232,8 @@ def interpolate(
         TypeError: for an unknown option, or numbers that are none.
     """
     check_whole("num_images", num_images, least=2)
-    for what, pair in (("class_labels", class_labels), ("seeds", seeds)):
-        if pair is not None and (not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2):
+    for what, pair in (("class_labels", (0, 0) if class_labels is None else class_labels), ("seeds", seeds)):
+        if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
             raise ValueError(f"{what} must be two, of the first and the last image, got {pair!r}.")
     for seed in seeds:
         check_whole("seeds", seed, least=0)

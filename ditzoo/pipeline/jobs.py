@@ -98,7 +98,8 @@ def sample_to_disk(
     """Sample `num_images` images into one file or folder.
 
     Finished shards lie beside it, in `<path>.parts`, until all are there; a job that was killed goes on with what is
-    missing when it is started again. Sample i is the same for every number of processes and in every run.
+    missing when it is started again. Sample i is the same for every number of processes and in every run (by `dopri5`,
+    up to its tolerances).
 
     Args:
         pipeline: the model.
@@ -125,7 +126,7 @@ def sample_to_disk(
         TypeError: for an option that is no setting, and as a call.
         FileExistsError: where `path` is there already.
         OSError: where it cannot be written.
-        NonFiniteSampleError: finished shards are kept.
+        NonFiniteSampleError, NonFiniteImageError: finished shards are kept.
     """
     path = Path(path)
     if path.suffix.lower() not in ("", ".npz"):
@@ -144,30 +145,28 @@ def sample_to_disk(
     if shard_size is None:
         shard_size = shard_size_of(parts) or batch_size
     store = SampleStore(parts, num_images, check_whole("shard_size", shard_size, least=1), fingerprint)
-    if _is_there(path):  # killed before the shards were removed
+    shards = store.missing_shards(index, count)
+    if _is_there(path):
+        if index > 0:  # process 0 has ended the job meanwhile
+            return Made()
         if store.missing_shards():
             raise FileExistsError(f"{path} is there already, and {parts} is not finished; move one of them away.")
-        _clear(parts)
+        _clear(parts)  # a run was killed before it did
         return Made()
-
+    for shard in shards:  # damaged ones: so that process 0 does not take them for finished
+        store.shard_path(shard).unlink(missing_ok=True)
     made = Made()
-
-    def make(shards: Iterable[int], report: Report) -> None:
-        nonlocal made
-        for indices in _batches(map(store.shard_range, shards), batch_size):
+    todo = _batches(map(store.shard_range, shards), batch_size)
+    with progress_bar(progress if index == 0 else False, sum(map(len, todo)), settings.num_inference_steps) as report:
+        for indices in todo:
             watched = replace(running, callback=partial(_report, report, made.images + len(indices)))
             batch = None if labels is None else labels[indices.start : indices.stop]
             samples = pipeline.draw(settings, batch, indices, seed, watched, size=size)
             assert samples.pixels is not None
             store.add(indices, samples.pixels, samples.labels)
             made = made.and_these(samples)
-
-    shards = store.missing_shards(index, count)
-    todo = sum(len(store.shard_range(shard)) for shard in shards)
-    with progress_bar(progress if index == 0 else False, todo, settings.num_inference_steps) as report:
-        make(shards, report)
-        if index == 0 and count > 1:
-            make(_damaged_once_all_are_there(store), report)
+    if index == 0 and count > 1:
+        _wait_for_others(store)
     if index == 0:
         store.finalize(path, names=pipeline.label_names, seed=seed)
         _clear(parts)
@@ -198,19 +197,23 @@ def _was_finished(path: Path, parts: Path, index: int) -> bool:
     return index > 0 and _is_there(path)
 
 
-def _damaged_once_all_are_there(store: SampleStore) -> list[int]:
-    """Wait for the shards of other processes; those that cannot be read are this process's to make again.
-
-    A launcher ends all processes if one fails. Their owners may be at the damaged ones too, which does no harm: both
-    write the same, and each whole.
-    """
+def _wait_for_others(store: SampleStore) -> None:
+    """Until every shard can be read. The launcher ends all processes if one fails."""
     started, told = time.monotonic(), False
-    while gone := [n for n in range(store.num_shards) if not store.shard_path(n).exists()]:
+    waiting = list(range(store.num_shards))
+    while waiting := [shard for shard in waiting if not _is_readable(store, shard)]:
         if not told and time.monotonic() - started > _SECONDS_OF_PATIENCE:
-            _LOG.warning("Waiting for %d shards of the other processes, in %s.", len(gone), store.folder)
+            _LOG.warning("Waiting for %d shards of the other processes, in %s.", len(waiting), store.folder)
             told = True
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    return store.missing_shards()
+
+
+def _is_readable(store: SampleStore, shard: int) -> bool:
+    try:
+        store.read_shard(shard)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def _cleared(parts: Path) -> Path:
@@ -251,7 +254,7 @@ def _report(report: Report, finished: int, step: SamplingStep, indices: Sequence
 def _fingerprint(
     pipeline: Pipeline, settings: Recipe, class_labels: ClassLabels | None, seed: int, size: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """All that decides the samples. Batch size and device do not, up to rounding."""
+    """All that decides the samples. Batch size and device do not, up to rounding or the tolerances of `dopri5`."""
     labels = None if class_labels is None else pipeline.labels(class_labels, None)[0]
     return {
         "model": pipeline.name,

@@ -264,7 +264,8 @@ class Pipeline:
             guidance_scale: in the convention of the weights' recipe; its own where None.
             num_inference_steps: of the sampler; the recipe's where None.
             sampler: one of `recipe.samplers`.
-            seed: sample i of a seed is the same in every batch and on every number of processes, up to rounding.
+            seed: sample i of a seed is the same in every batch and on every number of processes, up to rounding (by
+                `dopri5`, up to its tolerances).
             first_index: number of the first sample: a job can be split into calls.
             batch_size: samples at a time.
             output: `"images"`, or `"latents"` alone, without the codec.
@@ -283,6 +284,7 @@ class Pipeline:
             ValueError: for unknown labels, options out of range or in contradiction.
             TypeError: for an option that the sampler does not have, or a number that is none.
             NonFiniteSampleError: at the first value that is no number; its `finished` holds the batches before.
+            NonFiniteImageError: likewise, where the codec decodes one.
 
         Warns:
             UserWarning: for a guidance scale that looks like one of another convention.

@@ -203,7 +203,25 @@ def test_a_learned_variance_is_used_where_the_scheduler_uses_it(diffusers, tmp_p
             "DPMSolverMultistepScheduler",
             {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
             "dpmpp_2m",
-            "DPMSolverMultistepScheduler(algorithm_type='dpmsolver')",
+            "DPMSolverMultistepScheduler(algorithm_type='dpmsolver', final_sigmas_type='sigma_min')",
+        ),
+        (
+            "DPMSolverMultistepScheduler",
+            {"lambda_min_clipped": -5.1},
+            "dpmpp_2m",
+            "DPMSolverMultistepScheduler(lambda_min_clipped=-5.1)",
+        ),
+        (
+            "DDIMScheduler",
+            {"clip_sample": False, "set_alpha_to_one": False},
+            "ddim",
+            "DDIMScheduler(set_alpha_to_one=False)",
+        ),
+        (
+            "UniPCMultistepScheduler",
+            {"lower_order_final": False, "solver_order": 4},
+            "unipc",
+            "UniPCMultistepScheduler(lower_order_final=False, solver_order=4)",
         ),
         (
             "DPMSolverMultistepScheduler",

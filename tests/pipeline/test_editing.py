@@ -159,6 +159,13 @@ def test_unconditional_models_are_edited_without_labels(digits, name):
     assert between.labels is None
 
 
+def test_numbers_and_labels_of_other_kinds(digits):
+    for labels in (torch.tensor([1, 7]), np.array([1, 7])):
+        assert tiny().interpolate(labels, num_images=3).labels.tolist() == [1, 7, 7]
+    half = tiny().image_to_image(digits, [1], strength=np.float32(0.5))
+    assert torch.equal(half.latents, tiny().image_to_image(digits, [1], strength=0.5).latents)
+
+
 def test_interpolation_without_labels_keeps_one_class():
     between = tiny().interpolate(num_images=4, seeds=(3, 8))
     drawn = tiny()(num_images=1, seed=3)
@@ -262,8 +269,9 @@ def test_bad_input_is_named(digits):
         pipeline.interpolate((1, 2), num_images=1)
     with pytest.raises(ValueError, match=r"class_labels must be two, of the first and the last image, got \(1, 2, 3\)"):
         pipeline.interpolate((1, 2, 3))
-    with pytest.raises(ValueError, match=r"seeds must be two, .* got 3"):
-        pipeline.interpolate((1, 2), seeds=3)
+    for seeds in (3, None):
+        with pytest.raises(ValueError, match=rf"seeds must be two, .* got {seeds}"):
+            pipeline.interpolate((1, 2), seeds=seeds)
     with pytest.raises(TypeError, match=r"strength must be a number, got '0.5'"):
         pipeline.image_to_image(digits, [1], strength="0.5")
     pictures = [Image.new("L", (8, 8)), Image.new("L", (16, 8))]

@@ -1,7 +1,6 @@
 """Many samples on disk."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from ditzoo.diffusion import NonFiniteSampleError
+from ditzoo.media import SampleStore
 from ditzoo.pipeline import Pipeline, sample_to_disk
 from ditzoo.pipeline.jobs import device_of_launcher, parts_of, process_of_launcher
 from tests.pipeline.pipes import QUICK, tiny
@@ -183,33 +183,41 @@ def test_a_file_beside_an_unfinished_job_is_not_written_over(tmp_path):
     assert path.read_bytes() == b"precious"
 
 
-def test_process_0_waits_for_the_others_and_makes_their_damaged_shards_again(tmp_path, monkeypatch, caplog):
+def test_process_0_waits_until_the_others_have_mended_their_damaged_shards(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("ditzoo.pipeline.jobs._SECONDS_OF_PATIENCE", 0)
     monkeypatch.setattr("ditzoo.pipeline.jobs._SECONDS_BETWEEN_LOOKS", 0.01)
     path, made = tmp_path / "all.NPZ", []
-    first = threading.Thread(
-        target=lambda: made.append(sample_to_disk(tiny(), path, 8, seed=5, batch_size=2, process=(0, 2)))
-    )
-    damaged = parts_of(path) / "shard-000001.npz"
-    damaged.parent.mkdir()
-    damaged.write_bytes(b"half a shard")
-    (parts_of(path) / "job.json").write_text(job_of(tmp_path, 8, seed=5, batch_size=2))
+    job = {"num_images": 8, "seed": 5, "batch_size": 2}
+    sample_to_disk(tiny(), path, process=(1, 2), **job)
+    for shard in (1, 3):
+        (parts_of(path) / f"shard-00000{shard}.npz").write_bytes(b"half a shard")
+    first = threading.Thread(target=lambda: made.append(sample_to_disk(tiny(), path, process=(0, 2), **job)))
     first.start()
-    while "Waiting for 1 shards of the other processes" not in caplog.text:
+    while "Waiting for 2 shards of the other processes" not in caplog.text:
         assert first.is_alive()
         time.sleep(0.01)
     assert not path.exists()
-    sample_to_disk(tiny(), tmp_path / "same.npz", 8, seed=5, batch_size=2, process=(1, 2))
-    shutil.copy(parts_of(tmp_path / "same.npz") / "shard-000003.npz", parts_of(path))
+    made.append(sample_to_disk(tiny(), path, process=(1, 2), **job))
     first.join(60)
-    assert made == [(6, 4, 8)]  # its own two shards and the damaged one
+    assert sorted(made) == [(4, 4, 8), (4, 4, 8)]  # each its own
+    assert [left.name for left in tmp_path.iterdir()] == ["all.NPZ"]
     assert np.array_equal(read(path)[0], tiny()(num_images=8, seed=5).pixels)
 
 
-def job_of(folder: Path, *arguments, **options) -> str:
-    """job.json of such a job."""
-    sample_to_disk(tiny(), folder / "twin.npz", *arguments, process=(1, 2), **options)
-    return (parts_of(folder / "twin.npz") / "job.json").read_text()
+def test_a_process_that_comes_late_finds_the_job_ended(tmp_path, monkeypatch):
+    """Its shards were whole, and process 0 puts all together while it still reads them."""
+    path, job = tmp_path / "all.npz", {"num_images": 8, "seed": 5, "batch_size": 2}
+    sample_to_disk(tiny(), path, process=(1, 2), **job)
+    missing_shards = SampleStore.missing_shards
+
+    def late(self, *arguments):
+        if arguments == (1, 2):
+            sample_to_disk(tiny(), path, process=(0, 2), **job)
+        return missing_shards(self, *arguments)
+
+    monkeypatch.setattr(SampleStore, "missing_shards", late)
+    assert sample_to_disk(tiny(), path, process=(1, 2), **job).images == 0
+    assert [left.name for left in tmp_path.iterdir()] == ["all.npz"]
 
 
 def test_one_process_alone_draws_a_bar(tmp_path, capsys):
