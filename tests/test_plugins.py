@@ -27,7 +27,7 @@ from ditzoo.metrics import count_macs
 from ditzoo.models import DiT
 from ditzoo.models.digits import DIGITS_RECIPE
 from ditzoo.pipeline import Pipeline
-from tests.test_docs import blocks_of, run_examples, text_of
+from tests.docs.pages import blocks_of, run_examples, text_of
 from tests.zoo import PLAIN
 
 PAGE = "docs/extending.md"
