@@ -9,7 +9,7 @@ from ditzoo.diffusion import FlowMatching, NonFiniteSampleError, dopri5_sample
 from ditzoo.diffusion.samplers.frame import Run
 from tests.diffusion.mixture import denoiser, gaussian, process_of
 
-torchdiffeq = pytest.importorskip("torchdiffeq")
+torchdiffeq = pytest.importorskip("torchdiffeq", reason="dopri5 needs it; pip install 'ditzoo[ode]'")
 
 KINDS = [("flow_linear", "velocity"), ("continuous_vp", "epsilon"), ("edm", "edm")]
 

@@ -343,7 +343,7 @@ def test_repository_of_the_hub(vae, tmp_path, monkeypatch):
     (repository / "ditzoo.json").unlink()
     _, recipe = load_diffusers("owner/name")
     assert (recipe.source, recipe.latent_codec, recipe.latent_scale) == ("owner/name", "owner/name/vae", 0.18215)
-    edit(repository / "vae" / "config.json", _name_or_path="/root/.cache/elsewhere/vae")
+    edit(repository / "vae" / "config.json", _name_or_path="/some/other/machine/vae")
     assert load_diffusers("owner/name")[1].latent_codec == "owner/name/vae"
     edit(repository / "vae" / "config.json", _name_or_path="stabilityai/sd-vae-ft-ema")
     assert load_diffusers("owner/name")[1].latent_codec == "stabilityai/sd-vae-ft-ema"

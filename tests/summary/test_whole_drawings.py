@@ -6,7 +6,21 @@ import pytest
 from ditzoo.summary import draw_blocks
 from tests.zoo import on_meta
 
-DIT = """\
+#: of DiT and MDT alike
+FINAL_LAYER = """\
+AdaLNFinalLayer: final_layer (8,580 parameters)
+adaLN_modulation  Sequential: 0 SiLU, 1 Linear 64 -> 128
+
+ x (16, 64), with c (64)
+ norm_final  LayerNorm without weights
+(×) 1 + adaLN_modulation(c)[1]
+(+) adaLN_modulation(c)[0]
+ linear      Linear 64 -> 4
+ output (16, 4)
+"""
+
+DIT = (
+    """\
 c (64) = t_embedder(t) + y_embedder(y)
 t_embedder  TimestepEmbedder: mlp.0 Linear 256 -> 64, mlp.1 SiLU,
             mlp.2 Linear 64 -> 64
@@ -41,16 +55,9 @@ adaLN_modulation  Sequential: 0 SiLU, 1 Linear 64 -> 384
 (+) ◄─────────────────────────────────────────────────────────────────────┘
  output (16, 64)
 
-AdaLNFinalLayer: final_layer (8,580 parameters)
-adaLN_modulation  Sequential: 0 SiLU, 1 Linear 64 -> 128
-
- x (16, 64), with c (64)
- norm_final  LayerNorm without weights
-(×) 1 + adaLN_modulation(c)[1]
-(+) adaLN_modulation(c)[0]
- linear      Linear 64 -> 4
- output (16, 4)
 """
+    + FINAL_LAYER
+)
 
 UVIT = """\
 label_emb  Embedding 11 x 96
@@ -101,7 +108,8 @@ UViTBlock: out_blocks.0 (130,080 parameters)
  output (18, 96)
 """
 
-MDTV2 = """\
+MDTV2 = (
+    """\
 c (64) = t_embedder(t) + y_embedder(y)
 t_embedder  TimestepEmbedder: mlp.0 Linear 256 -> 64, mlp.1 SiLU,
             mlp.2 Linear 64 -> 64
@@ -193,16 +201,9 @@ adaLN_modulation  Sequential: 0 SiLU, 1 Linear 64 -> 384
 (+) ◄─────────────────────────────────────────────────────────┘
  output (16, 64)
 
-AdaLNFinalLayer: final_layer (8,580 parameters)
-adaLN_modulation  Sequential: 0 SiLU, 1 Linear 64 -> 128
-
- x (16, 64), with c (64)
- norm_final  LayerNorm without weights
-(×) 1 + adaLN_modulation(c)[1]
-(+) adaLN_modulation(c)[0]
- linear      Linear 64 -> 4
- output (16, 4)
 """
+    + FINAL_LAYER
+)
 
 
 @pytest.mark.parametrize(("name", "drawing"), [("dit_ti_2", DIT), ("uvit_ti_2", UVIT), ("mdtv2_ti_2", MDTV2)])
