@@ -122,7 +122,7 @@ def _recipe_notes(run: QuickRun) -> list[str]:
 
 def _masking_note(run: QuickRun) -> list[str]:
     masked = [row.name for row in run.rows.values() if row.kind == "model" and row.recipe["mask_ratio"] is not None]
-    return [f"Two passes over each image, one with masked tokens: {', '.join(masked)}."] if masked else []
+    return [f"Two passes over each image, one with masked tokens: {', '.join(sorted(masked))}."] if masked else []
 
 
 def write_report(run: QuickRun) -> list[Path]:
