@@ -117,6 +117,9 @@ def test_one_shard_at_a_time_is_in_memory(tmp_path, target):
     image = np.zeros((1, 256, 256, 3), np.uint8)
     for index in range(64):
         store.write_shard(index, image, [index])
+    first = SampleStore(tmp_path / "first", 1, 1, JOB)
+    first.write_shard(0, image, [0])
+    first.finalize(tmp_path / f"first-{target}")  # the first picture of a process loads Pillow's formats
     tracemalloc.start()
     try:
         store.finalize(tmp_path / target)
