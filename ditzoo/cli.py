@@ -160,6 +160,46 @@ def sample(name: str, out: Path, **options: Any) -> None:
         sys.exit(130)
 
 
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("repo_id", metavar="USER/REPO")
+@click.option("--private/--public", default=None, help="Of a new repository; default: as the account's settings say.")
+@click.option("--revision", help="Branch to commit to, made where it does not exist; default: the main one.")
+@click.option("--message", default="Upload a model of ditzoo", show_default=True, help="Of the commit.")
+@click.option("--licence", "--license", "licence", help="Of the weights, such as apache-2.0.")
+@click.option("--results", type=click.Path(path_type=Path), help="results.jsonl of a benchmark, for the card.")
+@click.option("--samples", type=click.Path(path_type=Path), help="Picture for the card; default: drawn where quick.")
+@click.option("--draw/--no-draw", default=None, help="Draw samples however long it takes, or never.")
+def push(folder: Path, repo_id: str, results: Path | None, samples: Path | None, draw: bool | None, **options: Any) -> None:
+    """Upload FOLDER, a model that was saved, to the Hugging Face Hub, with a model card.
+
+    Log in first: `hf auth login`, or HF_TOKEN in the environment.
+    """
+    if samples is not None and draw is not None:
+        raise ValueError("--samples gives the picture, so leave out --draw and --no-draw.")
+    with _garbage_kept():
+        from ditzoo.bench.results import results_for
+        from ditzoo.pipeline.sharing import push_saved
+        from ditzoo.weights.folders import read_config
+
+    measured = () if results is None else results_for(results, read_config(folder).network.options)
+    click.echo(push_saved(folder, repo_id, samples=draw if samples is None else samples, results=measured, **options))
+
+
+@cli.command()
+@click.argument("name", metavar="USER/REPO[@REVISION]")
+@click.argument("folder", type=click.Path(path_type=Path))
+def pull(name: str, folder: Path) -> None:
+    """Copy a model of the Hugging Face Hub into FOLDER, a new one.
+
+    Private and gated ones need a login: `hf auth login`, or HF_TOKEN in the environment.
+    """
+    with _garbage_kept():
+        from ditzoo.pipeline.sharing import pull as run
+
+    click.echo(f"{run(name, folder)} holds {name}; ditzoo sample {folder} draws from it.")
+
+
 @cli.group()
 def bench() -> None:
     """Train, sample and compare models."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import inspect
+import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -17,12 +18,12 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from threading import Condition, Lock, get_ident
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ditzoo.layers import UnusedWeights
-from ditzoo.models import FAMILIES, Architecture, Checkpoint, DiffusionTransformer
+from ditzoo.models import FAMILIES, Architecture, Checkpoint, DiffusionTransformer, ModelDetails
 from ditzoo.models.rebuild import check_rebuilds
 from ditzoo.recipe import Recipe
 
@@ -99,6 +100,8 @@ _ENTRIES: dict[str, _Entry] = {
 }
 
 
+#: of names that are repositories of the Hub
+_HUB_PREFIX = "hf-hub:"
 _registering = Lock()  # held while it is replaced
 
 
@@ -195,43 +198,106 @@ class _Plugins:
 _plugins = _Plugins()
 
 
-def create(name: str, pretrained: bool = False, **overrides: Any) -> DiffusionTransformer:
+def create(
+    name: str,
+    pretrained: bool = False,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    weights: Literal["ema", "raw"] | None = None,
+    strict: bool = True,
+    dtype: torch.dtype | None = None,
+    **overrides: Any,
+) -> DiffusionTransformer:
     """Build a model of the zoo.
 
     Args:
-        name: one of `list_models()`, or one with a tag of published weights, whose configuration it then has.
-        pretrained: load the weights of a tagged name. Those that come with ditzoo are loaded; where the others are, the
-            error says, and how to load the file.
+        name: one of `list_models()`; one with a tag of published weights, whose configuration it then has; or
+            `"hf-hub:user/repo@revision"`, a model that was pushed to the Hugging Face Hub, with its weights (the
+            revision, a branch, tag or commit, may be left out).
+        pretrained: load the weights of the name: those that come with ditzoo, or else the authors', which are fetched
+            once and kept in a cache. A bare name has those of its tag that builds the same network.
+        checkpoint: load these weights instead: a file (safetensors or PyTorch, official names), a folder (of
+            `save_pretrained`, of diffusers, or with an index of shards), the address of a file, `"https://..."`, or a
+            repository or file of the Hub, `"hf-hub:user/repo/file.pt@revision"`.
+        weights: of a training checkpoint, the moving average (`"ema"`) or the last step (`"raw"`); None takes the
+            average where there is one.
+        strict: whether weights must have all names and shapes of the model. Where the overrides are another
+            `num_classes`, `in_channels`, `input_size` or `class_dropout_prob` than the weights are for, what fits is
+            kept all the same: see `ditzoo.weights.load_weights`, whose result is `model.load_result`.
+        dtype: of the weights; None keeps the precision that they are stored in, and float32 for fresh ones and those
+            that come with ditzoo.
         **overrides: constructor options that replace the name's own, such as `num_classes=10`.
 
     Returns:
-        The model on the current default device, freshly initialised, in train mode.
+        The model on the current default device, in train mode; freshly initialised unless weights were asked for. What
+        is known of it, such as its recipe, is in `model.details`.
 
     Raises:
-        ValueError: for an unknown name or tag (the nearest are named), or an option outside its range.
+        ValueError: for an unknown name or tag (the nearest are named), an option outside its range, or weights that are
+            damaged or another network's.
         TypeError: for an option that the family does not have (the nearest are named).
-        MissingWeightsError: for `pretrained=True` without weights that come with ditzoo.
+        MissingWeightsError: where there are no weights of this name, or none that a program can fetch; the message
+            says where they are.
+        OSError: for a file that is not there, or cannot be fetched; the message says what to do.
     """
+    if isinstance(name, str) and name.startswith(_HUB_PREFIX):
+        if checkpoint is not None:
+            raise ValueError(
+                f"{name} has weights of its own, so that checkpoint {os.fspath(checkpoint)!r} has no place; leave it "
+                "out, or give a registry name instead of the repository."
+            )
+        from ditzoo.weights.sources import load_pretrained
+
+        return load_pretrained(name, dtype=dtype, strict=strict, **overrides)
     _plugins.load()
-    entry, checkpoint = _resolve(name)
+    if pretrained and checkpoint is None:
+        name = _with_weights(name)
+    entry, published = _resolve(name)
+    model_cls, config = entry.architecture.model_cls, _config(entry.architecture, published)
+    check_option_names(name, model_cls, overrides)
+    if not pretrained and checkpoint is None:
+        model = model_cls(**{**config, **overrides}).to(dtype=dtype)
+        model.details = ModelDetails(name=name, recipe=_recipe(entry, published))
+        return model
+    from ditzoo.weights.sources import create_pretrained
+
+    return create_pretrained(
+        name, model_cls, config, overrides, checkpoint=checkpoint, weights=weights, strict=strict, dtype=dtype
+    )
+
+
+def _with_weights(name: str) -> str:
+    """The tagged name whose weights `pretrained=True` means.
+
+    Raises:
+        MissingWeightsError: where there is none; the message says which there are.
+    """
+    entry, published = _resolve(name)
+    if published is not None:
+        return name
     architecture = entry.architecture
-    check_option_names(name, architecture.model_cls, overrides)
-    if pretrained and not (checkpoint and checkpoint.packaged):
-        raise MissingWeightsError(_no_weights(name, architecture, checkpoint))
-    model = architecture.model_cls(**{**_config(architecture, checkpoint), **overrides})
-    if pretrained:
-        _load_packaged(model, name, overrides)
-    return model
+    if not architecture.checkpoints:
+        raise MissingWeightsError(_no_weights(name))
+    for tag, checkpoint in architecture.checkpoints.items():
+        if same_weights(_all_options(architecture, None), _all_options(architecture, checkpoint)):
+            return f"{name}.{tag}"
+    tags = ", ".join(f"{name}.{tag}" for tag in architecture.checkpoints)
+    raise MissingWeightsError(f"{name} has no weights at its own input and classes; those that there are: {tags}.")
 
 
-def _load_packaged(model: DiffusionTransformer, name: str, overrides: Mapping[str, Any]) -> None:
-    from ditzoo.weights.packaged import load_packaged
+def _all_options(architecture: Architecture, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Constructor arguments, defaults included."""
+    parameters = inspect.signature(architecture.model_cls).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters} | _config(architecture, checkpoint)
 
-    try:
-        model.load_state_dict(load_packaged(name))
-    except RuntimeError as error:
-        changed = ", ".join(f"{option}={value!r}" for option, value in overrides.items())
-        raise ValueError(f"the weights of {name} do not fit a model with {changed}: {error}") from error
+
+def same_weights(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two configurations of a class have weights of the same names and shapes and compute the same of them: how
+    often training drops labels is no part of that, but whether there is a null label is."""
+    return {**config, "class_dropout_prob": config["class_dropout_prob"] > 0} == {
+        **other,
+        "class_dropout_prob": other["class_dropout_prob"] > 0,
+    }
 
 
 def list_models(pattern: str | None = None, *, family: str | None = None, pretrained: bool | None = None) -> list[str]:
@@ -283,7 +349,7 @@ def _model_info(name: str) -> ModelInfo:
     architecture = entry.architecture
     with torch.device("meta"):
         model = architecture.model_cls(**_config(architecture, checkpoint))
-    recipe = (checkpoint.recipe if checkpoint else None) or entry.recipe
+    recipe = _recipe(entry, checkpoint)
     if recipe is not None and checkpoint is not None:
         recipe = replace(recipe, licence=checkpoint.licence, source=checkpoint.source)
     return ModelInfo(
@@ -433,6 +499,10 @@ def _resolve(name: str) -> tuple[_Entry, Checkpoint | None]:
     return entry, checkpoints[tag]
 
 
+def _recipe(entry: _Entry, checkpoint: Checkpoint | None) -> Recipe | None:
+    return (checkpoint.recipe if checkpoint else None) or entry.recipe
+
+
 def _config(architecture: Architecture, checkpoint: Checkpoint | None) -> dict[str, Any]:
     """Arguments for the constructor, which may keep and change them."""
     return copy.deepcopy({**architecture.config, **(checkpoint.config if checkpoint else {})})
@@ -453,23 +523,14 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
-def _no_weights(name: str, architecture: Architecture, checkpoint: Checkpoint | None) -> str:
-    if checkpoint is not None:
-        return (
-            f"This release of ditzoo does not fetch weights. Those of {name} are at {checkpoint.source} (licence: "
-            f"{checkpoint.licence}); load the file with ditzoo.Pipeline.from_pretrained({name!r}, checkpoint=path), or "
-            f"the official state dict with ditzoo.create({name!r}).load_state_dict(state)."
-        )
-    tags = ", ".join(f"{architecture.name}.{tag}" for tag in architecture.checkpoints)
-    if tags:
-        return f"{name} names no weights; give one of its tags: {tags}."
+def _no_weights(name: str) -> str:
     known: dict[bool, list[str]] = {True: [], False: []}
     for tagged in list_models(pretrained=True):
         known[model_info(tagged).packaged].append(tagged)
     return (
-        f"No weights are published for {name}. Those of {', '.join(known[True])} come with ditzoo. Published elsewhere "
-        f"are those of {', '.join(known[False])}, which this release does not fetch; "
-        "ditzoo.model_info(name).source says where they are."
+        f"No weights are published for {name}. Those of {', '.join(known[True])} come with ditzoo; the authors published "
+        f"those of {', '.join(known[False])}. Weights of your own are loaded by ditzoo.create({name!r}, "
+        "checkpoint=path)."
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ditzoo.media.files import replacing
+from ditzoo.models import EvaluationResult
 
 SCHEMA_VERSION = 1
 
@@ -104,6 +105,41 @@ class ResultRow:
         except (TypeError, AttributeError) as error:
             raise ValueError(f"malformed values ({error})") from error
         return cls(**entries)
+
+
+def evaluation_results(row: ResultRow) -> tuple[EvaluationResult, ...]:
+    """The quality that a row measured, for the card of the model whose weights were measured."""
+    extractor, reference = row.frechet.get("extractor", "unknown"), row.frechet.get("reference", "unknown")
+    facts = [f"{row.frechet['num_samples']:,} samples"] if "num_samples" in row.frechet else []
+    facts += [f"seed {row.seed}"]
+    if "reference_samples" in row.frechet:
+        facts.append(f"{row.frechet['reference_samples']:,} real images")
+    source = f"ditzoo's {row.suite} benchmark" + f", commit {row.commit[:12]}" * bool(row.commit)
+    names = {"frechet_distance": f"Frechet distance ({extractor})", "accuracy": f"accuracy ({extractor})"}
+    return tuple(
+        EvaluationResult(
+            metric=words, value=row.values[name].value, dataset=reference, settings=", ".join(facts), source=source
+        )
+        for name, words in names.items()
+        if name in row.values
+    )
+
+
+def results_for(path: Path, config: Mapping[str, Any]) -> tuple[EvaluationResult, ...]:
+    """What a results file measured of models with these constructor arguments.
+
+    Raises:
+        FileNotFoundError: for a file that is not there.
+        ValueError: where it has no row of such a model.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; give the results.jsonl of a benchmark.")
+    rows = read_rows(path)[0]
+    found = [row for row in rows if row.kind == "model" and dict(row.config) == dict(config)]
+    if not found:
+        names = ", ".join(row.name for row in rows) or "none"
+        raise ValueError(f"{path} has no row of a model with this configuration; its rows: {names}.")
+    return tuple(result for row in found for result in evaluation_results(row))
 
 
 def read_rows(path: Path) -> tuple[list[ResultRow], list[str]]:

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,6 +80,37 @@ def writing_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+@contextmanager
+def writing_into(folder: Path, *, replaces: Sequence[str], last: str) -> Iterator[Path]:
+    """A temporary folder to fill: at the end of the block its files move into `folder`, which may have others.
+
+    A block that raises leaves `folder` as it was. Moving needs no space, so that a full disk cannot stop it halfway;
+    whatever else does leaves `folder` without the file `last`, rather than with old and new files that look whole.
+
+    Args:
+        folder: made where it is missing.
+        replaces: patterns of names; files in `folder` that match one, and are not among the new ones, are removed.
+        last: the file among the new ones without which the others are nothing.
+
+    Raises:
+        OSError: the folder cannot be written; the message names it and the reason.
+    """
+    with _named_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=f".new{_PARTIAL}"))
+        try:
+            yield temporary
+            names = sorted({path.name for path in temporary.iterdir()} - {last})
+            old = {path for pattern in replaces for path in folder.glob(pattern)}
+            for path in [folder / last, *(path for path in old if path.name not in names)]:
+                path.unlink(missing_ok=True)
+            for name in [*names, last]:
+                os.chmod(temporary / name, 0o644)
+                os.replace(temporary / name, folder / name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:

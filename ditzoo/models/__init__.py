@@ -2,6 +2,7 @@
 
 from ditzoo.models import diffit, dit, mdt, sit, uvit
 from ditzoo.models.base import DiffusionTransformer, Intermediates
+from ditzoo.models.details import EvaluationResult, ModelDetails
 from ditzoo.models.diffit import DiffiT, DiffiTUNet
 from ditzoo.models.dit import DiT
 from ditzoo.models.families import Architecture, Checkpoint, Family
@@ -20,9 +21,11 @@ __all__ = [
     "DiffiT",
     "DiffiTUNet",
     "DiffusionTransformer",
+    "EvaluationResult",
     "Family",
     "Intermediates",
     "MDTv2",
+    "ModelDetails",
     "SiT",
     "UViT",
 ]

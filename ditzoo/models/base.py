@@ -9,13 +9,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ditzoo.layers import TokenMask, UnusedWeights
+from ditzoo.models.details import ModelDetails
 from ditzoo.models.inputs import check_arguments
 from ditzoo.models.options import check_all_given, check_options
 from ditzoo.models.state_dicts import accept_official_state
@@ -98,6 +100,8 @@ class DiffusionTransformer(nn.Module):
         self.out_channels = self.head_channels if self.returns_variance else self.in_channels
         self.grid = (self.input_size // self.patch_size, self.input_size // self.patch_size)
         self.grad_checkpointing = False
+        #: what is known of the model besides its network; travels with its weights
+        self.details = ModelDetails()
         self.register_load_state_dict_pre_hook(accept_official_state)
 
     # What a family provides.
@@ -226,6 +230,99 @@ class DiffusionTransformer(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass rather than store its activations."""
         self.grad_checkpointing = enable
+
+    def save_pretrained(
+        self, folder: str | Path, *, max_shard_size: int | str = "5GB", dtype: torch.dtype | None = None
+    ) -> None:
+        """Write `config.json` (class, options and `details`) and `model.safetensors`, or shards with an index.
+
+        Args:
+            folder: a new one, or one whose model is to be replaced. It is replaced as a whole, or stays as it was.
+            max_shard_size: of a file of weights, in bytes or as `"5GB"`.
+            dtype: float16, bfloat16 or float32, for a copy of another precision.
+
+        Raises:
+            ValueError: for a size or precision that is none, or a model on the meta device.
+            OSError: where the folder cannot be written.
+        """
+        from ditzoo.weights.folders import save_model
+
+        save_model(self, folder, max_shard_size=max_shard_size, dtype=dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder_or_id: str | Path, *, dtype: torch.dtype | None = None, strict: bool = True, **overrides: Any
+    ) -> Self:
+        """The model in a folder, or a repository of the Hub, that `save_pretrained` or `push_to_hub` made.
+
+        Args:
+            folder_or_id: a folder, or `"hf-hub:user/repo@revision"`, whose revision may be left out.
+            dtype: of the weights; None keeps the precision of the file.
+            strict: whether weights must have all names and shapes of the model; see `ditzoo.create`.
+            **overrides: constructor options to change, likewise.
+
+        Returns:
+            The model, of whatever class it is, with its `details`, on the current default device, in train mode.
+
+        Raises:
+            OSError: for a folder or file that is not there, or cannot be fetched; the message says what to do.
+            ValueError: for files that are damaged, or contradict each other.
+            TypeError: for an option that the class does not have, or a model of another class than this one.
+        """
+        from ditzoo.weights.sources import load_pretrained
+
+        model = load_pretrained(folder_or_id, dtype=dtype, strict=strict, **overrides)
+        if not isinstance(model, cls):
+            raise TypeError(
+                f"{folder_or_id} holds a {type(model).__name__}, not a {cls.__name__}: call "
+                f"{type(model).__name__}.from_pretrained, or that of DiffusionTransformer, which takes all."
+            )
+        return model
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        message: str = "Upload a model of ditzoo",
+        samples: Path | str | bool | None = None,
+        max_shard_size: int | str = "5GB",
+        dtype: torch.dtype | None = None,
+    ) -> str:
+        """Upload the model to the Hugging Face Hub, in one commit: weights, configuration, model card, samples.
+
+        Args:
+            repo_id: `"user/repo"`, created where it does not exist.
+            private: whether to create it private; None leaves that to the account's settings.
+            revision: branch to commit to, created where it does not exist; None is the main one.
+            token: of the Hub, with the right to write; None takes the one that `hf auth login` or `HF_TOKEN` gave.
+            message: of the commit.
+            samples: a picture for the card; True draws one, False leaves it out, and None draws it where that is quick:
+                for models of pixels that cost less than a minute or so.
+            max_shard_size, dtype: as `save_pretrained` has them.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: for a malformed id, or options as in `save_pretrained`.
+            OSError: where something cannot be uploaded; the message says what to do. Nothing is half uploaded.
+        """
+        from ditzoo.pipeline.sharing import push_model
+
+        return push_model(
+            self,
+            repo_id,
+            private=private,
+            revision=revision,
+            token=token,
+            message=message,
+            samples=samples,
+            max_shard_size=max_shard_size,
+            dtype=dtype,
+        )
 
     def run_block(self, block: nn.Module, *args: Any) -> Tensor:
         """Run one transformer block, checkpointed where asked for. Every forward goes through here."""

@@ -92,17 +92,18 @@ class Pipeline:
         """The pipeline of published or saved weights.
 
         Args:
-            name_or_path: a tagged name of the registry, such as `"dit_ti_2.digits"`, or a folder that
-                `save_pretrained` wrote.
-            checkpoint: the authors' file, for tagged names whose weights are not packaged with ditzoo.
+            name_or_path: a tagged name of the registry, such as `"dit_ti_2.digits"`; a folder that `save_pretrained`
+                wrote; or a repository of the Hub, `"hf-hub:user/repo@revision"`.
+            checkpoint: for a name, weights in place of its own: a file, a folder or an address, as `ditzoo.create`
+                takes them.
             codec: instead of the recipe's.
             device: where it computes.
             dtype: of the weights; noise and samples stay in float32.
 
         Raises:
             ValueError: for an unknown name, a folder without a model, or a device or precision that cannot be had.
-            RuntimeError: for weights that neither come with ditzoo nor are given; the message says where they are.
-            OSError: for a file that cannot be read.
+            RuntimeError: for weights that no program can fetch; the message says where they are.
+            OSError: for a file that cannot be read or fetched.
         """
         from ditzoo.pipeline.storage import load_pipeline
 
@@ -113,11 +114,22 @@ class Pipeline:
         `from_pretrained` needs, the codec's weights excepted.
 
         Raises:
-            OSError: where a file cannot be written. Each is whole or as it was.
+            OSError: where the folder cannot be written, which then is as it was.
         """
         from ditzoo.pipeline.storage import save_pipeline
 
         save_pipeline(self, folder)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """As `DiffusionTransformer.push_to_hub`, with what the pipeline knows: recipe, names of classes, weak model.
+
+        Returns:
+            The address of the commit.
+        """
+        from ditzoo.pipeline.sharing import push_model
+        from ditzoo.pipeline.storage import details_of
+
+        return push_model(self.model, repo_id, details=details_of(self), weak_model=self.weak_model, **options)
 
     @classmethod
     def from_diffusers(

@@ -74,7 +74,7 @@ def describe(name: str, *, ascii: bool = False) -> str:
         _section("Multiply-adds of one forward pass of one input", _cost(macs)),
         _cost_table(macs),
         _section("Memory (1 MB is 1,000,000 bytes)", _memory(info)),
-        _section(_recipe_title(info, family), _recipe(info.recipe, model.in_channels)),
+        _section(_recipe_title(info, family), recipe_lines(info.recipe, model.in_channels)),
         _section("Weights", _weights(info, model)),
         _section("Options", ((option, repr(value)) for option, value in info.config.items())),
         "Blocks, from the input down; shapes without the batch: (tokens, width) or (channels, height, width)",
@@ -178,7 +178,8 @@ def _published_recipes(family: Family) -> dict[str, Recipe]:
     }
 
 
-def _recipe(recipe: Recipe | None, in_channels: int) -> Iterator[_Line]:
+def recipe_lines(recipe: Recipe | None, in_channels: int) -> Iterator[_Line]:
+    """Label and words of what a recipe says."""
     if recipe is None:
         yield "", "none given"
         return

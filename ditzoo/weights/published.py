@@ -108,11 +108,8 @@ def _param_counts() -> dict[str, OfficialCount]:
 
 def same_network(name: str, other: str) -> bool:
     """Whether two names of the registry build the same network. How often training drops labels is no part of it."""
-    facts = [registry.model_info(each) for each in (name, other)]
-    configs = [dict(each.config) for each in facts]
-    for config in configs:
-        config["class_dropout_prob"] = config["class_dropout_prob"] > 0  # whether there is a null label
-    return facts[0].model_cls == facts[1].model_cls and configs[0] == configs[1]
+    one, two = registry.model_info(name), registry.model_info(other)
+    return one.model_cls == two.model_cls and registry.same_weights(one.config, two.config)
 
 
 def _twins(name: str) -> list[str]:
