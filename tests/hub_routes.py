@@ -234,11 +234,12 @@ def list_tree(call: Call, repo: str, revision: str, path: str = "") -> Answer:
     deep = call.query.get("recursive", ["false"])[0].lower() == "true"
     entries = {}
     for name, blob in below.items():
-        *folders, last = name[len(prefix) :].split("/")
-        for depth in range(1, len(folders) + 1 if deep else min(len(folders), 1) + 1):
-            folder = prefix + "/".join(folders[:depth])
-            oid = hashlib.sha1(folder.encode()).hexdigest()
-            entries[folder] = {"type": "directory", "oid": oid, "size": 0, "path": folder}
+        folders = name[len(prefix) :].split("/")[:-1]
+        for depth in range(1, len(folders) + 1):
+            if deep or depth == 1:
+                folder = prefix + "/".join(folders[:depth])
+                oid = hashlib.sha1(folder.encode()).hexdigest()
+                entries[folder] = {"type": "directory", "oid": oid, "size": 0, "path": folder}
         if deep or not folders:
             entries[name] = _entry(name, blob)
     return Answer(list(entries.values()))

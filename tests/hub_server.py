@@ -54,7 +54,7 @@ class _Fault:
     message: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     code: str | None = None
-    on: re.Pattern[str] = re.compile("")  # noqa: RUF009
+    on: re.Pattern[str] = re.compile("")
     cut_after: int | None = None
     reset: bool = False
     alter: Callable[[bytes], bytes] | None = None
