@@ -123,8 +123,10 @@ def _explained(error: BaseException, errand: Errand) -> str | None:
 
     if isinstance(error, errors.OfflineModeIsEnabled):
         return _offline(errand)
-    if isinstance(error, errors.HfHubHTTPError):
+    if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
         return _answered(error, errand)
+    if isinstance(error, ValueError) and "README.md" in str(error):
+        return f"the Hub does not take the model card ({_said(error)}). Mend the block at its head."
     if isinstance(error, errors.LocalTokenNotFoundError):
         return f"that needs a token, and there is none. {_log_in()}"
     if isinstance(error, errors.FileMetadataError):
@@ -135,7 +137,10 @@ def _explained(error: BaseException, errand: Errand) -> str | None:
             "on another disk."
         )
     if isinstance(error, OSError) and error.errno in _NO_RIGHT and not errand.is_push:
-        return f"{error.filename} cannot be written ({error.strerror}). Mend its rights, or set HF_HOME to a folder."
+        return (
+            f"{constants.HF_HUB_CACHE} cannot be written to ({error.strerror}). Mend the rights of that folder, or set "
+            "HF_HOME to another."
+        )
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
         return f"its size is not the one that the Hub names ({_said(error)}). {errand.again}"
     if type(error).__module__.partition(".")[0] in _TRANSPORTS:
