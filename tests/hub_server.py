@@ -37,7 +37,10 @@ TOKEN = "hf_" + "mEtEsTtOkEn" * 3
 
 @dataclass(frozen=True)
 class Request:
-    """A request that came in, with the status that went out. Names of headers are in lower case."""
+    """A request that came in, with the status that went out: None if the connection was cut.
+
+    Names of headers are in lower case.
+    """
 
     method: str
     path: str
@@ -181,19 +184,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: tests look at `requests`."""
 
     def _serve(self) -> None:
-        hub = self.server.hub
-        status: int | None = None
         try:
-            status = self._answer(hub)
+            self._answer(self.server.hub)
         except _CutError:
             self.close_connection = True
-        finally:
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            hub.requests.append(Request(self.command, self.path, headers, status))
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
 
-    def _answer(self, hub: HubServer) -> int:
+    def _answer(self, hub: HubServer) -> None:
         url = urlsplit(self.path)
         body = self._body(hub.next_fault("upload") if self.command == "PUT" else None)
         fault = hub.next_fault("request", f"{self.command} {url.path}")
@@ -210,14 +208,16 @@ class _Handler(BaseHTTPRequestHandler):
         except HubError as error:
             reply = Answer({"error": error.message}, error.status, error.headers)
         if reply.is_file:
-            return self._send_file(reply)
-        content = b"" if reply.content is None else json.dumps(reply.content).encode()
-        return self._send(reply.status, {"Content-Type": "application/json", **reply.headers}, content)
+            self._send_file(reply)
+        else:
+            content = b"" if reply.content is None else json.dumps(reply.content).encode()
+            self._send(reply.status, {"Content-Type": "application/json", **reply.headers}, content)
 
     def _body(self, fault: _Fault | None) -> bytes:
         num_bytes = int(self.headers.get("Content-Length", 0))
         if fault is not None:
             self.rfile.read(min(fault.cut_after or 0, num_bytes))
+            self._record(None)
             self._cut(fault.reset)
         if self.headers.get("Transfer-Encoding", "") == "chunked":
             parts = []
@@ -228,31 +228,36 @@ class _Handler(BaseHTTPRequestHandler):
             return b"".join(parts)
         return self.rfile.read(num_bytes)
 
-    def _send_file(self, reply: Answer) -> int:
+    def _send_file(self, reply: Answer) -> None:
         fault = self.server.hub.next_fault("download") if self.command == "GET" else None
         data = reply.content if fault is None or fault.alter is None else fault.alter(reply.content)
         status, headers, part = 200, {"Accept-Ranges": "bytes", **reply.headers}, data
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(asked[1]), min(int(asked[2] or len(data) - 1), len(data) - 1)
             if first > last:
-                return self._send(416, {"Content-Range": f"bytes */{len(data)}"}, b"")
+                self._send(416, {"Content-Range": f"bytes */{len(data)}"}, b"")
+                return
             status, part = 206, data[first : last + 1]
             headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-        return self._send(status, headers, part, fault)
+        self._send(status, headers, part, fault)
 
-    def _send(self, status: int, headers: dict[str, str], content: bytes, fault: _Fault | None = None) -> int:
+    def _send(self, status: int, headers: dict[str, str], content: bytes, fault: _Fault | None = None) -> None:
+        cut_after = None if fault is None else fault.cut_after
+        self._record(status if cut_after is None else None)
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if self.command == "HEAD":
-            return status
-        if fault is not None and fault.cut_after is not None:
-            self.wfile.write(content[: fault.cut_after])
-            self._cut(fault.reset)
-        self.wfile.write(content)
-        return status
+        if self.command != "HEAD":
+            self.wfile.write(content[:cut_after])
+            if cut_after is not None:
+                self._cut(fault.reset)
+
+    def _record(self, status: int | None) -> None:
+        """Before anything is sent, so that who has the answer also finds the request."""
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.hub.requests.append(Request(self.command, self.path, headers, status))
 
     def _cut(self, reset: bool) -> None:
         if reset:  # no farewell: what the other side has not read is lost

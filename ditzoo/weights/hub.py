@@ -241,7 +241,7 @@ def _hashed_arrivals(errand: Errand) -> Iterator[None]:
         # After an error too: what has come by then counts as known the next time.
         wrong = {path: found for path in sorted(large() - before) if (found := _sha256(path)) != path.name}
         for path in wrong:
-            path.resolve().unlink()
+            path.resolve().unlink(missing_ok=True)
             path.unlink(missing_ok=True)
     if wrong:
         path, found = next(iter(wrong.items()))

@@ -173,7 +173,9 @@ def _answered(error: HfHubHTTPError, errand: Errand) -> str:
 
     status = error.response.status_code
     if isinstance(error, errors.GatedRepoError):
-        return f"its owner asks for consent to terms. Accept them at {errand.address}. {_log_in(errand)}"
+        account = "as the owner of the token in use" if _has_token(errand) else "and log in here too"
+        way = "" if _has_token(errand) else f" {_log_in()}"
+        return f"its owner asks for consent to terms. Accept them at {errand.address}, {account}.{way}"
     if isinstance(error, errors.DisabledRepoError):
         return f"the Hub has disabled this repository; see {errand.address}."
     if isinstance(error, errors.RevisionNotFoundError):

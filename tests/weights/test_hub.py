@@ -195,7 +195,7 @@ def test_wrong_bytes_are_refused_and_removed(hub, repository):
     assert fetch_file("me/mine", "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_wrong_bytes_in_a_folder_leave_the_good_ones(hub, monkeypatch, tmp_path):
+def test_wrong_bytes_in_a_folder_leave_the_good_ones(hub):
     shards = {f"model-0000{i}-of-00003.safetensors": WEIGHTS + bytes([i]) for i in (1, 2, 3)}
     hub.create("me/mine", {"config.json": CONFIG, **shards})
     second = shards["model-00002-of-00003.safetensors"]
@@ -334,12 +334,9 @@ def test_what_needs_a_token_is_told(hub, monkeypatch):
     hub.add_user("hf_someone", "someone")
 
     monkeypatch.setenv("HF_TOKEN", "hf_someone")
-    agree = f"its owner asks for consent to terms. Accept them at {hub.url}/me/terms."
-    access = (
-        "The token in use has no access to it: log in as who has, with `hf auth login`, or set the variable HF_TOKEN."
-    )
+    agree = f"its owner asks for consent to terms. Accept them at {hub.url}/me/terms, as the owner of the token in use."
     for call in (lambda: fetch_file("me/terms", "config.json"), lambda: fetch_folder("me/terms")):
-        assert refusal(call).endswith(f"me/terms was not fetched: {agree} {access}")
+        assert refusal(call).endswith(f"me/terms was not fetched: {agree}")
     hub.repository("me/terms").accepted.add("someone")
     assert fetch_file("me/terms", "config.json").read_bytes() == CONFIG
 
@@ -349,7 +346,7 @@ def test_what_needs_a_token_is_told(hub, monkeypatch):
         f"me/none was not fetched: there is no such repository, or it is private. {log_in}"
     )
     hub.create("me/terms2", {"config.json": CONFIG}, gated=True)
-    assert refusal(lambda: fetch_file("me/terms2", "config.json")).endswith(f"me/terms2. {log_in}")
+    assert refusal(lambda: fetch_file("me/terms2", "config.json")).endswith(f"me/terms2, and log in here too. {log_in}")
 
     monkeypatch.setenv("HF_TOKEN", "hf_nobody")
     hub.create("me/open", {"config.json": CONFIG})
@@ -459,7 +456,10 @@ def test_a_branch_is_made_where_there_is_none(hub, repository, folder):
     assert repository.files() == repository.files("dev/new")
 
 
-@pytest.mark.parametrize(("private", "told"), [(True, "public already. Name another, or hide"), (False, "private")])
+@pytest.mark.parametrize(
+    ("private", "told"),
+    [(True, "public already. Name another, or hide"), (False, "private already. Name another, or publish")],
+)
 def test_what_is_to_be_private_never_goes_to_a_public_repository(hub, folder, private, told):
     repository = hub.create("me/mine", private=not private)
     text = refusal(lambda: push_folder(folder, "me/mine", private=private), UploadError)
