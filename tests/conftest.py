@@ -5,6 +5,7 @@ import torch
 from hypothesis import settings
 
 from ditzoo import registry
+from tests.hub_server import HubServer
 
 # The same examples in every run, without a time limit: the machine may be busy.
 settings.register_profile("ditzoo", deadline=None, derandomize=True)
@@ -26,3 +27,10 @@ def registry_sandbox(monkeypatch):
     registry._model_info.cache_clear()
     yield
     registry._model_info.cache_clear()
+
+
+@pytest.fixture
+def hub_server():
+    """A server of this test's own that the Hub's client takes for the Hub."""
+    with HubServer() as server:
+        yield server
