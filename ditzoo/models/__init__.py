@@ -7,6 +7,7 @@ from ditzoo.models.dit import DiT
 from ditzoo.models.families import Architecture, Checkpoint, Family
 from ditzoo.models.mdt import MDT, MDTv2
 from ditzoo.models.sit import SiT
+from ditzoo.models.tables import PositionTable
 from ditzoo.models.uvit import UViT
 
 FAMILIES: tuple[Family, ...] = (dit.FAMILY, uvit.FAMILY, mdt.FAMILY, diffit.FAMILY, sit.FAMILY)
@@ -23,6 +24,7 @@ __all__ = [
     "Family",
     "Intermediates",
     "MDTv2",
+    "PositionTable",
     "SiT",
     "UViT",
 ]
