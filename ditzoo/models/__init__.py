@@ -8,6 +8,7 @@ from ditzoo.models.dit import DiT
 from ditzoo.models.families import Architecture, Checkpoint, Family
 from ditzoo.models.mdt import MDT, MDTv2
 from ditzoo.models.sit import SiT
+from ditzoo.models.tables import PositionTable
 from ditzoo.models.uvit import UViT
 
 FAMILIES: tuple[Family, ...] = (dit.FAMILY, uvit.FAMILY, mdt.FAMILY, diffit.FAMILY, sit.FAMILY)
@@ -26,6 +27,7 @@ __all__ = [
     "Intermediates",
     "MDTv2",
     "ModelDetails",
+    "PositionTable",
     "SiT",
     "UViT",
 ]

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ditzoo.layers import TokenMask, UnusedWeights
+from ditzoo.layers import RelativePositionBias, TokenMask, UnusedWeights
 from ditzoo.models.details import ModelDetails
 from ditzoo.models.inputs import check_arguments
 from ditzoo.models.options import check_all_given, check_options
 from ditzoo.models.state_dicts import accept_official_state
+from ditzoo.models.tables import PositionTable
 from ditzoo.recipe import Recipe
 
 
@@ -77,6 +78,10 @@ class DiffusionTransformer(nn.Module):
     last_time: ClassVar[float | None] = None
     #: tokens in front of the patch tokens
     num_extra_tokens: int = 0
+    #: the parameter with a row for every class and a last one for the null label; None: unknown to `load_weights`
+    label_table: ClassVar[str | None] = None
+    #: the parameter (D, C, p, p) that embeds patches; None: unknown to `load_weights`
+    patch_weight: ClassVar[str | None] = None
 
     def __init__(self, arguments: Mapping[str, Any], **derived: int) -> None:
         super().__init__()
@@ -151,6 +156,15 @@ class DiffusionTransformer(nn.Module):
             if module is not self and hasattr(module, "unused_weights")
             for name, rows, reason in module.unused_weights()
         ]
+
+    def position_tables(self) -> dict[str, PositionTable]:
+        """Parameters whose rows belong to places of the token grid, for weights of another `input_size`. Here those of
+        `RelativePositionBias`; a family adds its own."""
+        return {
+            f"{path}.relative_position_bias_table": PositionTable("relative", module.grid)
+            for path, module in self.named_modules()
+            if isinstance(module, RelativePositionBias)
+        }
 
     def initialize_weights(self) -> None:
         """Draw fresh weights as the family's authors do."""

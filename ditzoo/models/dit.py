@@ -37,6 +37,7 @@ from ditzoo.models.base import DiffusionTransformer
 from ditzoo.models.digits import TINY, digits_checkpoint
 from ditzoo.models.families import SD_VAE, Architecture, Checkpoint, Family, pixel_recipe
 from ditzoo.models.initialization import initialize_like_dit, zero_parameters
+from ditzoo.models.tables import PositionTable
 from ditzoo.recipe import Guidance, Recipe
 
 Conditioning = Literal["adaln_zero", "adaln", "cross_attention", "in_context"]
@@ -148,6 +149,9 @@ class DiT(DiffusionTransformer):
             `"in_context"`: they are two more tokens, in front of the patches.
     """
 
+    label_table = "y_embedder.embedding_table.weight"
+    patch_weight = "x_embedder.proj.weight"
+
     def __init__(
         self,
         *,
@@ -213,6 +217,9 @@ class DiT(DiffusionTransformer):
             return time if self.modulated else time[:, None]
         label = self.y_embedder(y)  # (B, D)
         return time + label if self.modulated else torch.stack([time, label], dim=1)
+
+    def position_tables(self) -> dict[str, PositionTable]:
+        return {**super().position_tables(), "pos_embed": PositionTable("sincos", self.grid)}
 
     def unused_weights(self) -> list[UnusedWeights]:
         unused = super().unused_weights()

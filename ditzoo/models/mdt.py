@@ -35,6 +35,7 @@ from ditzoo.models.dit import SIZES
 from ditzoo.models.families import SD_VAE, Architecture, Checkpoint, Family, pixel_recipe
 from ditzoo.models.initialization import initialize_like_dit, zero_parameters
 from ditzoo.models.options import check_integer, check_number
+from ditzoo.models.tables import PositionTable
 from ditzoo.recipe import Guidance, Recipe
 
 Grid = tuple[int, int]
@@ -68,6 +69,8 @@ class _MaskedDiffusionTransformer(DiffusionTransformer):
 
     supports_masking = True
     constant_buffers = ("relative_position_index",)
+    label_table = "y_embedder.embedding_table.weight"
+    patch_weight = "x_embedder.proj.weight"
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         super().__init__(arguments)
@@ -118,6 +121,10 @@ class _MaskedDiffusionTransformer(DiffusionTransformer):
             elif isinstance(module, MDTBlock):
                 zero_parameters(module.adaLN_modulation)
         zero_parameters(self.final_layer)
+
+    def position_tables(self) -> dict[str, PositionTable]:
+        learned = PositionTable("learned", self.grid)
+        return {**super().position_tables(), "pos_embed": learned, "decoder_pos_embed": learned}
 
     def unused_weights(self) -> list[UnusedWeights]:
         unused = super().unused_weights()

@@ -26,6 +26,7 @@ from ditzoo.models.base import DiffusionTransformer
 from ditzoo.models.digits import TINY, digits_checkpoint
 from ditzoo.models.families import Architecture, Checkpoint, Family, pixel_recipe
 from ditzoo.models.options import check_boolean
+from ditzoo.models.tables import PositionTable
 from ditzoo.recipe import Guidance, Recipe
 
 
@@ -61,6 +62,9 @@ class UViT(DiffusionTransformer):
         conv: finish with a 3x3 convolution over the image.
         skip: join the two halves by long skip connections.
     """
+
+    label_table = "label_emb.weight"
+    patch_weight = "patch_embed.proj.weight"
 
     def __init__(
         self,
@@ -143,6 +147,10 @@ class UViT(DiffusionTransformer):
         x = self.decoder_pred(self.norm(x))[:, self.num_extra_tokens :]  # (B, N, p * p * C)
         x = unpatchify(x, self.patch_size, grid)  # (B, C, H, W)
         return self.final_layer(x)
+
+    def position_tables(self) -> dict[str, PositionTable]:
+        tokens = ("class", "time") if self.num_classes else ("time",)
+        return {**super().position_tables(), "pos_embed": PositionTable("learned", self.grid, tokens)}
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """The position table for `grid`; the extra tokens' rows are the same for every size."""

@@ -14,9 +14,11 @@ from ditzoo import registry
 from ditzoo.layers import relative_position_index, sincos_position_table
 from ditzoo.models import DiffusionTransformer
 from ditzoo.recipe import Recipe
+from ditzoo.weights.adapt import told_options
 from ditzoo.weights.checks import Check, compare, message, short, shown, some
 from ditzoo.weights.files import FLOATS, Nest, WeightsFile, damaged_member, has_checksums, is_zip
-from ditzoo.weights.match import FileForNetwork, Shapes, shapes_of
+from ditzoo.weights.lookalikes import fitting, foreign
+from ditzoo.weights.match import FileForNetwork, Shapes, shape_text
 from ditzoo.weights.published import SAMPLED_HASHES, same_network
 
 _INTEGERS = (torch.int16, torch.int32, torch.int64)
@@ -86,12 +88,8 @@ def _shape_check(shapes: Shapes, wanted: Shapes) -> Check:
         return Check("shapes", "not checked", "no name in common")
     if not wrong:
         return Check("shapes", "pass", f"{len(common):,} equal", "all equal")
-    details = some([f"{key} is {_side(shapes[key])} and should be {_side(wanted[key])}" for key in wrong])
+    details = some([f"{key} is {shape_text(shapes[key])} and should be {shape_text(wanted[key])}" for key in wrong])
     return Check("shapes", "FAIL", f"{len(wrong):,} differ", "all equal", details)
-
-
-def _side(shape: tuple[int, ...]) -> str:
-    return "x".join(str(side) for side in shape) or "scalar"
 
 
 def _dtype_check(dtypes: Mapping[str, torch.dtype]) -> Check:
@@ -181,7 +179,7 @@ def _position_checks(model: DiffusionTransformer, values: Mapping[str, Tensor]) 
 
 def _layout_check(name: str, shapes: Shapes) -> Check:
     """Two networks can have the same names and shapes; a file does not say which of them it is for."""
-    others = [other for other in _fitting(shapes) if not same_network(other, name)]
+    others = [other for other in fitting(shapes) if not same_network(other, name)]
     if not others:
         return Check("layout", "pass", "of no other in the zoo", "of no other")
     details = (
@@ -241,11 +239,8 @@ def hints(found: FileForNetwork) -> Iterator[str]:
     name, model, shapes, wanted = found.name, found.model, found.shapes, found.wanted
     if shapes == wanted:
         return
-    if any(key.startswith("transformer_blocks.") for key in shapes):
-        yield (
-            "The names are those of the diffusers library, whose files have another layout. Take the authors' own "
-            "file, or read the whole folder with ditzoo.interop.load_diffusers()."
-        )
+    if sentence := foreign(shapes):
+        yield sentence
         return
     prefix = _common_prefix(shapes, wanted)
     if prefix:
@@ -253,24 +248,15 @@ def hints(found: FileForNetwork) -> Iterator[str]:
         shapes = {key.removeprefix(prefix): shape for key, shape in shapes.items()}
         if shapes == wanted:
             return
-    fitting = [other for other in _fitting(shapes) if other != name]
-    if fitting:
-        commands = " or ".join(f"`ditzoo verify {other} --checkpoint {found.file.path}`" for other in fitting[:3])
-        yield f"The file fits {some(fitting)}: run {commands}."
-    elif (classes := _other_classes(model, shapes, wanted)) is not None:
-        yield f"Only the label table differs: ditzoo.create({name!r}, num_classes={classes}) takes the file."
+    if others := [other for other in fitting(shapes) if other != name]:
+        commands = " or ".join(f"`ditzoo verify {other} --checkpoint {found.file.path}`" for other in others[:3])
+        yield f"The file fits {some(others)}: run {commands}."
+    elif told := told_options(model, shapes):
+        options = ", ".join(f"{option}={each.value!r}" for option, each in told.items())
+        evidence = "; ".join(each.evidence for each in told.values())
+        yield f"ditzoo.create({name!r}, {options}) takes the file: {evidence}."
     else:
         yield "The file fits no network of the zoo at its named size and options."
-
-
-def _other_classes(model: DiffusionTransformer, shapes: Shapes, wanted: Shapes) -> int | None:
-    """How many classes the file is for, where nothing but that differs."""
-    wrong = [key for key in {**wanted, **shapes} if shapes.get(key) != wanted.get(key)]
-    tables = ("embedding_table.weight", "label_emb.weight")
-    if len(wrong) != 1 or not wrong[0].endswith(tables) or not {*wrong} <= {*shapes} & {*wanted}:
-        return None
-    same_width = shapes[wrong[0]][1:] == wanted[wrong[0]][1:]
-    return shapes[wrong[0]][0] - (model.null_label is not None) if same_width else None
 
 
 def _common_prefix(shapes: Shapes, wanted: Shapes) -> str:
@@ -281,17 +267,3 @@ def _common_prefix(shapes: Shapes, wanted: Shapes) -> str:
         if prefix not in ("", key) and all(prefix + other in shapes for other in wanted):
             return prefix
     return ""
-
-
-def _fitting(shapes: Shapes) -> list[str]:
-    """Registry names whose state dict has just these names and shapes; a tag only where its bare name has not."""
-    count = sum(math.prod(shape) for shape in shapes.values())
-    names = registry.list_models() + registry.list_models(pretrained=True)
-    # Few have as many parameters, and only those are built.
-    fitting = [name for name in names if registry.model_info(name).num_params == count and _layout(name) == shapes]
-    return [name for name in fitting if "." not in name or name.partition(".")[0] not in fitting]
-
-
-def _layout(name: str) -> Shapes:
-    with torch.device("meta"):
-        return shapes_of(registry.create(name).state_dict())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +20,11 @@ Shapes = dict[str, tuple[int, ...]]
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
     """Name -> shape."""
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """`3x4` for (3, 4)."""
+    return "x".join(str(side) for side in shape) or "scalar"
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,10 @@ def test_another_size_is_recognised_by_its_tag(tmp_path, monkeypatch):
 def test_another_number_of_classes_is_recognised(tmp_path):
     state = weights_of("dit_ti_2", num_classes=37)
     result = verify_state("dit_ti_2", state, tmp_path)
-    assert result.hints == ("Only the label table differs: ditzoo.create('dit_ti_2', num_classes=37) takes the file.",)
+    assert result.hints == (
+        "ditzoo.create('dit_ti_2', num_classes=37) takes the file: its label table has 38 rows, the last for the null "
+        "label.",
+    )
     ditzoo.create("dit_ti_2", num_classes=37).load_state_dict(state, strict=True)
     result = verify_state("uvit_ti_2", weights_of("uvit_ti_2", num_classes=3), tmp_path)
     assert "num_classes=3)" in result.hints[0]

@@ -32,6 +32,7 @@ from ditzoo.layers import (
 from ditzoo.models.base import DiffusionTransformer
 from ditzoo.models.families import SD_VAE, Checkpoint
 from ditzoo.models.initialization import initialize_like_dit, zero_parameters
+from ditzoo.models.tables import PositionTable
 from ditzoo.recipe import Guidance, Recipe
 
 Grid = tuple[int, int]
@@ -116,6 +117,8 @@ class DiffiT(DiffusionTransformer):
     28 blocks where the paper says 30. Attention spans the whole grid, without windows."""
 
     constant_buffers = ("relative_position_index",)
+    label_table = "y_embedder.embedding_table.weight"
+    patch_weight = "x_embedder.proj.weight"
 
     def __init__(
         self,
@@ -161,6 +164,9 @@ class DiffiT(DiffusionTransformer):
             x = self.run_block(block, x, c, index, grid)  # (B, N, D)
         x = self.final_layer(x)  # (B, N, p * p * C')
         return unpatchify(x, self.patch_size, grid)  # (B, C', H, W)
+
+    def position_tables(self) -> dict[str, PositionTable]:
+        return {**super().position_tables(), "pos_embed": PositionTable("sincos", self.grid)}
 
 
 #: Table 9 and the published command line, which says 4.4 where the paper says 4.6.

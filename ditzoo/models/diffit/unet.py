@@ -11,6 +11,7 @@ those of a stage's feature map, D its channels, n tokens of a window, T width of
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -24,6 +25,7 @@ from ditzoo.models.base import DiffusionTransformer
 from ditzoo.models.diffit.latent import DiffiTBlock, Grid
 from ditzoo.models.initialization import initialize_like_dit, zero_parameters
 from ditzoo.models.options import check_at_least, check_divisible
+from ditzoo.models.tables import PositionTable
 
 Joining = Literal["concat", "add"]
 
@@ -146,6 +148,8 @@ class DiffiTUNet(DiffusionTransformer):
     """
 
     has_original = False
+    label_table = "y_embedder.embedding_table.weight"
+    patch_weight = "x_embedder.weight"
 
     def __init__(
         self,
@@ -224,6 +228,9 @@ class DiffiTUNet(DiffusionTransformer):
         for stage in self.decoder:
             x = self._run_stage(stage, stage.match(stage.resample(x), skips.pop()), c)  # (B, D, h, w)
         return self.final_layer(x)  # (B, C', H, W)
+
+    def position_tables(self) -> dict[str, PositionTable]:
+        return {name: replace(table, kind="window") for name, table in super().position_tables().items()}
 
     def _run_stage(self, stage: Any, x: Tensor, c: Tensor) -> Tensor:
         rows, columns = stage.blocks[0].window
