@@ -1,7 +1,9 @@
-"""Files of weights: reading them, and checking that they are what they claim to be."""
+"""Files of weights: reading and writing them, and checking that they are what they claim to be."""
 
 from ditzoo.weights.checks import Check, Verification
-from ditzoo.weights.files import WeightsFile, load_state_dict, read_checkpoint, sampled_hash
+from ditzoo.weights.files import WeightsFile, load_state_dict, read_checkpoint
+from ditzoo.weights.shards import save_weights
+from ditzoo.weights.values import sampled_hash, warn_of_non_finite
 from ditzoo.weights.verification import verify
 
 __all__ = [
@@ -11,5 +13,7 @@ __all__ = [
     "load_state_dict",
     "read_checkpoint",
     "sampled_hash",
+    "save_weights",
     "verify",
+    "warn_of_non_finite",
 ]
