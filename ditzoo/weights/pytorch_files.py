@@ -29,7 +29,12 @@ from ditzoo.weights.refusals import damaged
 ALLOWED_CLASSES = (argparse.Namespace,)
 #: Of PyTorch's own list, what makes gigabytes of a few bytes: `bytearray(10**10)`, and `encode(..., "hex")` on itself.
 #: In the pickles that PyTorch reads, a name of a class or function can be written in no other way.
-_AMPLIFIERS = re.compile(rb"c(?:builtins|__builtin__)\n(bytearray)\n|c(?:_codecs)\n(encode)\n")
+_AMPLIFIERS = re.compile(rb"c(?:builtins|__builtin__)\n(bytearray)\n|c_codecs\n(encode)\n")
+_CONVERT = (
+    "Ask its author for a safetensors file or a bare state dict. To convert it yourself, open it with "
+    "torch.load(..., weights_only=False) where it can do no harm, in a container without network, tokens and files of "
+    "yours, and write its state dict with safetensors.torch.save_file."
+)
 #: What reading a broken pickle raises.
 _DAMAGE = (
     *(RuntimeError, EOFError, KeyError, AttributeError, TypeError, IndexError),
@@ -49,8 +54,13 @@ def read_pytorch(path: Path) -> Any:
     """What the file holds; tensors are mapped from it, unless it is a bare pickle.
 
     Raises:
-        ValueError: it is damaged, or no checkpoint, or reading it would run code.
+        ValueError: it is damaged, no checkpoint or called otherwise, or reading it would run code.
     """
+    if path.suffix.lower() == ".safetensors":  # PyTorch would go by the name
+        raise ValueError(
+            f"{path} is a PyTorch checkpoint, in spite of its name. Look again where it is from; if you trust that, "
+            "rename it to .pt."
+        )
     zipped = is_zip(path)
     start, end = _check_zip(path) if zipped else (0, path.stat().st_size)
     _check_amplifiers(path, start, end)
@@ -69,9 +79,7 @@ def read_pytorch(path: Path) -> Any:
 def _would_run(path: Path, names: list[str]) -> str:
     return (
         f"{path} holds more than weights: reading it would run {', '.join(dict.fromkeys(names))}, which could be any "
-        "code, and is refused. Ask its author for a safetensors file or a bare state dict. To convert it yourself, "
-        "open it with torch.load(..., weights_only=False) where it can do no harm, in a container without network, "
-        "tokens and files of yours, and write its state dict with safetensors.torch.save_file."
+        f"code, and is refused. {_CONVERT}"
     )
 
 
@@ -80,8 +88,8 @@ def _check_amplifiers(path: Path, start: int, end: int) -> None:
         if found := _AMPLIFIERS.search(content, start, end):
             name = (found[1] or found[2]).decode()
             raise ValueError(
-                f"{path} is refused: its pickle calls {name}, which no weights need and which can fill any memory. Ask "
-                "its author for a safetensors file or a bare state dict."
+                f"{path} holds more than weights: its pickle calls {name}, as Python's bytes and numpy's arrays do, "
+                f"which can also fill any memory, and is refused. {_CONVERT}"
             )
 
 

@@ -40,11 +40,12 @@ def eight_bits(state: State) -> None:
 
 
 def sparse_file(path: Path, shapes: State) -> Path:
-    """Safetensors of zeros in the shapes of float32 tensors, which may be on the meta device: a hole on the disk."""
-    header, end = {}, 0
+    """Safetensors of zeros in the shapes of these tensors, which may be on the meta device: a hole on the disk."""
+    dtypes, header, end = {torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3"}, {}, 0
     for key, tensor in shapes.items():
-        header[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [end, end + 4 * tensor.numel()]}
-        end += 4 * tensor.numel()
+        place = [end, end + tensor.nbytes]
+        header[key] = {"dtype": dtypes[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+        end += tensor.nbytes
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text)
     os.truncate(path, 8 + len(text) + end)
