@@ -16,10 +16,11 @@ from ditzoo.models import DiffusionTransformer
 from ditzoo.recipe import Recipe
 from ditzoo.weights.adapt import told_options
 from ditzoo.weights.checks import Check, compare, message, short, shown, some
-from ditzoo.weights.files import FLOATS, Nest, WeightsFile, damaged_member, has_checksums, is_zip
+from ditzoo.weights.files import FLOATS, Nest, WeightsFile
 from ditzoo.weights.lookalikes import fitting, foreign
 from ditzoo.weights.match import FileForNetwork, Shapes, shape_text
 from ditzoo.weights.published import SAMPLED_HASHES, same_network
+from ditzoo.weights.pytorch_files import damaged_member, has_checksums, is_zip
 
 _INTEGERS = (torch.int16, torch.int32, torch.int64)
 _HALVES = (torch.float16, torch.bfloat16)
@@ -58,12 +59,12 @@ def _container_check(file: WeightsFile, asked: Nest) -> Check:
 
 
 def _zip_check(file: WeightsFile) -> Check:
-    row = "zip checksums"
-    if not is_zip(file.path):
+    row, path = "zip checksums", file.files[0]  # shards are safetensors
+    if not is_zip(path):
         return Check(row, "not checked", "not a zip archive")
-    if not has_checksums(file.path):
+    if not has_checksums(path):
         return Check(row, "not checked", "saved without any")
-    if (member := damaged_member(file.path)) is None:
+    if (member := damaged_member(path)) is None:
         return Check(row, "pass", "all agree", "all agree")
     return Check(
         row, "FAIL", "not those of the content", "all agree", f"{shown(member)} is damaged; fetch the file again"

@@ -11,7 +11,8 @@ from torch import Tensor
 from ditzoo import registry
 from ditzoo.models import DiffusionTransformer
 from ditzoo.models.state_dicts import is_constant_buffer
-from ditzoo.weights.files import FLOATS, WeightsFile, sampled_hash
+from ditzoo.weights.files import FLOATS, WeightsFile
+from ditzoo.weights.values import sampled_hash
 
 #: Name -> shape.
 Shapes = dict[str, tuple[int, ...]]

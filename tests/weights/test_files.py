@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ditzoo.weights import load_state_dict, read_checkpoint, sampled_hash
+from ditzoo.weights import load_state_dict, read_checkpoint
 from tests.zoo import lively
 
 STATE = lively("dit_ti_2").state_dict()
@@ -55,6 +55,7 @@ def test_every_wrapping_gives_the_same_state_dict(wrapping, legacy, tmp_path):
     file = read_checkpoint(tmp_path / "weights.pt")
     assert same(file.tensors, STATE)
     assert (file.container, file.nest, file.others) == ("PyTorch", nest, {})
+    assert (file.path, file.files) == (tmp_path / "weights.pt", (tmp_path / "weights.pt",))
     assert file.num_bytes == (tmp_path / "weights.pt").stat().st_size
     assert not any(tensor.requires_grad or isinstance(tensor, nn.Parameter) for tensor in file.tensors.values())
 
@@ -150,8 +151,11 @@ UNREADABLE = {
     "cut pickle": (lambda path: written(path, b"\x80\x02}q\x00("), "damaged or cut off"),
     "web page": (lambda path: written(path, b"\n<!DOCTYPE html><html>"), "is a web page, not weights"),
     "git-lfs": (lambda path: written(path, b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
-    "json": (lambda path: written(path, b'{"weight_map": {}}'), "is JSON, not weights"),
-    "text": (lambda path: written(path, b"hello"), r"neither safetensors nor a PyTorch checkpoint.*b'hello'"),
+    "json": (lambda path: written(path, b'{"weight_map": {}}'), "has no 'weight_map'"),
+    "text": (
+        lambda path: written(path, b"hello"),
+        r"neither safetensors, nor an .* nor a PyTorch checkpoint.*b'hello'",
+    ),
     "zip": (lambda path: zipped(path, "a.txt", "b.txt"), "no PyTorch checkpoint: it holds a.txt, b.txt"),
     "empty zip": (zipped, "no PyTorch checkpoint: it holds nothing"),
     "TorchScript": (lambda path: zipped(path, "x/data.pkl", "x/constants.pkl"), "is a TorchScript program"),
@@ -191,20 +195,6 @@ def test_what_cannot_be_read_says_why(kind, tmp_path):
     assert message.endswith(".")
 
 
-class Mischief:
-    def __reduce__(self):
-        return (Path.touch, (Path("mischief"),))
-
-
-def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for legacy in (False, True):
-        torch.save({**STATE, "x": Mischief()}, "weights.pt", _use_new_zipfile_serialization=not legacy)
-        with pytest.raises(ValueError, match="would run"):
-            read_checkpoint("weights.pt")
-    assert not Path("mischief").exists()
-
-
 def test_wrong_paths_name_the_right_one(tmp_path):
     torch.save(STATE, tmp_path / "weights.pt")
     with pytest.raises(FileNotFoundError, match=rf"no file .*weight\.pt\. Did you mean {tmp_path}/weights\.pt\?"):
@@ -214,16 +204,17 @@ def test_wrong_paths_name_the_right_one(tmp_path):
         read_checkpoint(tmp_path / "nope.pt")
     with pytest.raises(FileNotFoundError, match=r"Check the path\."):
         read_checkpoint(tmp_path / "other" / "zzz.ckpt")
-    with pytest.raises(IsADirectoryError, match=rf"is a folder; name .* such as {tmp_path}/weights\.pt\."):
-        read_checkpoint(tmp_path)
-    (tmp_path / "none").mkdir()
-    with pytest.raises(IsADirectoryError, match="it has none"):
-        read_checkpoint(tmp_path / "none")
 
 
 def test_a_link_that_points_nowhere(tmp_path):
     (tmp_path / "weights.pt").symlink_to("gone.pt")
     with pytest.raises(FileNotFoundError, match=r"weights\.pt is a link that points nowhere: gone\.pt is not there\.$"):
+        read_checkpoint(tmp_path / "weights.pt")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "weights.pt")
+    with pytest.raises(OSError, match=r"weights\.pt is no regular file"):
         read_checkpoint(tmp_path / "weights.pt")
 
 
@@ -263,56 +254,3 @@ def test_raw_weights_that_are_not_there(tmp_path):
         read_checkpoint(tmp_path / "weights.pt", weights="raw")
     with pytest.raises(ValueError, match="must be 'ema' or 'raw', got 'last'"):
         read_checkpoint(tmp_path / "weights.pt", weights="last")
-
-
-# The sampled hash.
-
-
-def test_the_sampled_hash_is_what_its_documentation_says():
-    state = {"b": torch.arange(1000.0).reshape(10, 100), "a.weight": torch.tensor(3.0)}
-    places = [i * 999 // 63 for i in range(64)]
-    assert (places[0], places[1], places[-1]) == (0, 15, 999)
-    content = b"a.weight\0\0" + struct.pack("<f", 3.0) + b"b\x0010x100\0" + struct.pack("<64f", *places)
-    assert sampled_hash(state) == hashlib.sha256(content).hexdigest()
-
-
-def test_the_sampled_hash_does_not_depend_on_the_file(tmp_path):
-    save_file(STATE, tmp_path / "a.safetensors")
-    torch.save(training_checkpoint(), tmp_path / "b.pt")
-    torch.save(dict(reversed(STATE.items())), tmp_path / "c.pt")
-    torch.save({key: value.double() for key, value in STATE.items()}, tmp_path / "d.pt")
-    torch.save(
-        {key: value.mT.contiguous().mT if value.ndim > 1 else value for key, value in STATE.items()}, tmp_path / "e.pt"
-    )
-    assert {sampled_hash(load_state_dict(path)) for path in tmp_path.iterdir()} == {sampled_hash(STATE)}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda state: state["pos_embed"].view(-1)[0].add_(1e-6),
-        lambda state: state["pos_embed"].view(-1)[-1].add_(1e-6),
-        lambda state: state.update({"pos_embed": state["pos_embed"].reshape(1, 64, 16)}),
-        lambda state: state.update({"position": state.pop("pos_embed")}),
-        lambda state: state.pop("pos_embed"),
-        lambda state: state.update({key: value.bfloat16() for key, value in state.items()}),
-    ],
-)
-def test_a_change_of_weights_changes_the_hash(change):
-    state = {key: value.clone() for key, value in STATE.items()}
-    change(state)
-    assert sampled_hash(state) != sampled_hash(STATE)
-
-
-def test_the_sampled_hash_copies_no_tensor_and_refuses_other_numbers():
-    vast = torch.ones(1).expand(10**11)  # 400 GB if it were copied
-    assert sampled_hash({"a": vast.view(10, 10**10)}) != sampled_hash({"a": vast})
-    assert sampled_hash({"a": torch.empty(0)}) != sampled_hash({"a": torch.empty(0, 2)})
-    with pytest.raises(ValueError, match="a is in complex64; give weights in floats of 16, 32 or 64 bits"):
-        sampled_hash({"a": torch.ones(1, dtype=torch.complex64)})
-
-
-def test_a_value_outside_the_sample_does_not():
-    state = {"a": torch.zeros(1000)}
-    changed = {"a": torch.zeros(1000).index_fill(0, torch.tensor([1]), 1.0)}
-    assert sampled_hash(state) == sampled_hash(changed)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import ditzoo
-from tests.weights.verifying import State, rows, statuses, verify_state, weights_of
+from ditzoo.weights import Verification, verify
+from tests.weights.verifying import rows, sparse_file, statuses, verify_state, weights_of
 from tests.zoo import on_meta
 
 pytestmark = pytest.mark.usefixtures("no_golden")
 
 
-def empty(name: str, **options: object) -> State:
-    """Zeros of the right shapes that take no memory to speak of."""
-    return {key: torch.zeros(()).expand(value.shape) for key, value in on_meta(name, **options).state_dict().items()}
+def verify_empty(name: str, other: str, folder: Path) -> Verification:
+    """Verify, as weights of `name`, what has the names and shapes of `other`, and values that nobody reads."""
+    shapes = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in on_meta(other).state_dict().items()}
+    return verify(name, sparse_file(folder / "weights.safetensors", shapes))
 
 
 @pytest.mark.parametrize(
@@ -30,10 +34,10 @@ def test_another_network_is_recognised(name, other, tmp_path):
 
 def test_another_size_is_recognised_by_its_tag(tmp_path, monkeypatch):
     monkeypatch.setattr("ditzoo.weights.verification.network_checks", lambda *arguments: iter(()))
-    result = verify_state("dit_xl_2.in256", empty("dit_xl_2.in512"), tmp_path)
+    result = verify_empty("dit_xl_2.in256", "dit_xl_2.in512", tmp_path)
     assert rows(result)["shapes"].details == "pos_embed is 1x1024x1152 and should be 1x256x1152"
     assert result.hints[0].startswith("The file fits dit_xl_2.in512: run `ditzoo verify dit_xl_2.in512 --checkpoint ")
-    result = verify_state("dit_xl_2.in512", empty("dit_xl_2"), tmp_path)
+    result = verify_empty("dit_xl_2.in512", "dit_xl_2", tmp_path)
     assert result.hints[0].startswith("The file fits dit_xl_2, sit_xl_2: run `ditzoo verify dit_xl_2 --checkpoint ")
 
 
