@@ -4,7 +4,7 @@ from ditzoo.models import diffit, dit, mdt, sit, uvit
 from ditzoo.models.base import DiffusionTransformer, Intermediates
 from ditzoo.models.diffit import DiffiT, DiffiTUNet
 from ditzoo.models.dit import DiT
-from ditzoo.models.families import Architecture, Checkpoint, Family
+from ditzoo.models.families import Architecture, Checkpoint, Family, PublishedFile
 from ditzoo.models.mdt import MDT, MDTv2
 from ditzoo.models.sit import SiT
 from ditzoo.models.uvit import UViT
@@ -23,6 +23,7 @@ __all__ = [
     "Family",
     "Intermediates",
     "MDTv2",
+    "PublishedFile",
     "SiT",
     "UViT",
 ]
