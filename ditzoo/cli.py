@@ -93,6 +93,9 @@ def info(name: str) -> None:
 def verify(name: str, checkpoint: str | None, device: str, dtype: str, weights: Literal["ema", "raw"]) -> None:
     """Check a network, and a file of weights for it, against what is known of the original.
 
+    Size and hashes of a file of published weights that passes are recorded on this machine: `ditzoo info` shows them,
+    and later files for NAME are compared with it.
+
     Exits with 1 if a check fails.
     """
     with _garbage_kept():
@@ -100,7 +103,7 @@ def verify(name: str, checkpoint: str | None, device: str, dtype: str, weights: 
 
         from ditzoo.weights import verify as run
 
-    result = run(name, checkpoint, device=device, dtype=getattr(torch, dtype), weights=weights)
+    result = run(name, checkpoint, device=device, dtype=getattr(torch, dtype), weights=weights, record=True)
     click.echo(f"{name} on {result.device} in {dtype}; ditzoo {__version__}, torch {torch.__version__}\n")
     rows = [(check.name, check.status, check.found, check.expected) for check in result.checks]
     _print_columns(("check", "result", "found", "expected"), rows)

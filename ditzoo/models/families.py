@@ -9,7 +9,6 @@ from typing import Any, Literal
 from ditzoo.models.base import DiffusionTransformer
 from ditzoo.recipe import Recipe
 
-
 #: Licences that allow no commercial use, by their SPDX names.
 NON_COMMERCIAL_LICENCES = frozenset({"CC-BY-NC-4.0", "CC-BY-NC-SA-4.0"})
 

@@ -267,7 +267,6 @@ class MDTv2(_MaskedDiffusionTransformer):
         return x
 
 
-
 def _published(file: str, revision: str | None = None) -> Checkpoint:
     return Checkpoint(
         config={},
