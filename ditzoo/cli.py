@@ -16,6 +16,7 @@ from ditzoo import __version__
 
 if TYPE_CHECKING:
     from ditzoo.bench import QuickRun
+    from ditzoo.registry import ModelInfo
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,12 +60,17 @@ def list_command(pattern: str | None, family: str | None, pretrained: bool) -> N
             str(info.hidden_size),
             "{in_channels}x{input_size}x{input_size}".format(**info.config),
             "ours" if info.ours else "paper",
-            (info.licence or "") if tagged else " ".join(info.tags),
+            *((_fetched(info), info.licence or "") if tagged else (" ".join(info.tags),)),
         )
         for info in facts
     ]
-    last = "licence of the weights" if tagged else "published weights"
-    _print_columns(("model", "family", "params M", "depth", "width", "input", "size of", last), rows)
+    last = ("weights from", "licence of the weights") if tagged else ("published weights",)
+    _print_columns(("model", "family", "params M", "depth", "width", "input", "size of", *last), rows)
+
+
+def _fetched(info: ModelInfo) -> str:
+    """How the weights of a tagged name are to be had."""
+    return "packaged" if info.packaged else next((file.fetched for file in info.files), "")
 
 
 @cli.command()

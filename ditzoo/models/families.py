@@ -43,6 +43,13 @@ class PublishedFile:
             raise ValueError(f"{self.name} lies in one place: give repo_id, url or drive_id, got {places or 'none'}.")
 
     @property
+    def fetched(self) -> Literal["Hub", "address", "by hand"]:
+        """How it is to be had."""
+        if self.drive_id is not None:
+            return "by hand"
+        return "address" if self.repo_id is None else "Hub"
+
+    @property
     def page(self) -> str:
         """The address to open in a browser."""
         if self.url is not None:

@@ -41,7 +41,7 @@ def fetch_published(name: str, file: PublishedFile | None = None) -> Path:
         if not files:
             raise MissingWeightsError(_no_files(name))
         file = files[0]
-    if file.drive_id is not None:
+    if file.fetched == "by hand":
         raise MissingWeightsError(
             f"Google Drive cannot be downloaded by program. Open {file.page}, save {file.name}, then "
             f'ditzoo.create("{name}", checkpoint="path/to/{file.name}").'

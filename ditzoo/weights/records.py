@@ -50,7 +50,8 @@ class WeightsRecord:
 
     def is_same_file(self, other: WeightsRecord) -> bool:
         """Whether both are of the same bytes, and of the same weights in them."""
-        return (self.sha256, self.sampled_hash) == (other.sha256, other.sampled_hash)
+        mine, others = ((each.num_bytes, each.sha256, each.sampled_hash) for each in (self, other))
+        return mine == others
 
 
 def records_file() -> Path:
