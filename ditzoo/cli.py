@@ -16,6 +16,7 @@ from ditzoo import __version__
 
 if TYPE_CHECKING:
     from ditzoo.bench import QuickRun
+    from ditzoo.registry import ModelInfo
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,12 +60,17 @@ def list_command(pattern: str | None, family: str | None, pretrained: bool) -> N
             str(info.hidden_size),
             "{in_channels}x{input_size}x{input_size}".format(**info.config),
             "ours" if info.ours else "paper",
-            (info.licence or "") if tagged else " ".join(info.tags),
+            *((_fetched(info), info.licence or "") if tagged else (" ".join(info.tags),)),
         )
         for info in facts
     ]
-    last = "licence of the weights" if tagged else "published weights"
-    _print_columns(("model", "family", "params M", "depth", "width", "input", "size of", last), rows)
+    last = ("weights from", "licence of the weights") if tagged else ("published weights",)
+    _print_columns(("model", "family", "params M", "depth", "width", "input", "size of", *last), rows)
+
+
+def _fetched(info: ModelInfo) -> str:
+    """How the weights of a tagged name are to be had."""
+    return "packaged" if info.packaged else next((file.fetched for file in info.files), "")
 
 
 @cli.command()
@@ -93,6 +99,9 @@ def info(name: str) -> None:
 def verify(name: str, checkpoint: str | None, device: str, dtype: str, weights: Literal["ema", "raw"]) -> None:
     """Check a network, and a file of weights for it, against what is known of the original.
 
+    Size and hashes of a file of published weights that passes are recorded on this machine: `ditzoo info` shows them,
+    and later files for NAME are compared with it.
+
     Exits with 1 if a check fails.
     """
     with _garbage_kept():
@@ -100,7 +109,7 @@ def verify(name: str, checkpoint: str | None, device: str, dtype: str, weights: 
 
         from ditzoo.weights import verify as run
 
-    result = run(name, checkpoint, device=device, dtype=getattr(torch, dtype), weights=weights)
+    result = run(name, checkpoint, device=device, dtype=getattr(torch, dtype), weights=weights, record=True)
     click.echo(f"{name} on {result.device} in {dtype}; ditzoo {__version__}, torch {torch.__version__}\n")
     rows = [(check.name, check.status, check.found, check.expected) for check in result.checks]
     _print_columns(("check", "result", "found", "expected"), rows)

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 
 from ditzoo.layers import UnusedWeights
-from ditzoo.models import FAMILIES, Architecture, Checkpoint, DiffusionTransformer, ModelDetails
+from ditzoo.models import FAMILIES, Architecture, Checkpoint, DiffusionTransformer, ModelDetails, PublishedFile
 from ditzoo.models.rebuild import check_rebuilds
 from ditzoo.recipe import Recipe
 
@@ -51,8 +51,12 @@ class ModelInfo:
         paper: title and arXiv number; empty for a model registered without one.
         ours: True where no paper has this size.
         tags: weights of this architecture, published by the authors or packaged with ditzoo.
-        source: where the weights of this tag are; None for a bare name.
+        source: where the authors put the weights of this tag; None for a bare name.
+        files: where each copy of these weights lies, the one to fetch first; empty for a bare name, and for weights
+            that come with ditzoo.
+        ema: whether they are a moving average; None for a bare name, and where the authors do not say.
         licence: of those weights; None for a bare name.
+        is_non_commercial: whether that licence is known to allow no commercial use.
         data: what they were trained on; None for a bare name.
         recipe: how these weights are trained and sampled, with their licence and source. For a bare name, how the
             authors do it with those published weights of its size that see the same kind of input, latents or pixels;
@@ -77,7 +81,10 @@ class ModelInfo:
     ours: bool
     tags: tuple[str, ...]
     source: str | None
+    files: tuple[PublishedFile, ...]
+    ema: bool | None
     licence: str | None
+    is_non_commercial: bool
     data: str | None
     recipe: Recipe | None
     packaged: bool
@@ -307,8 +314,7 @@ def list_models(pattern: str | None = None, *, family: str | None = None, pretra
         pattern: shell wildcards, such as `"dit_*_2"`. One with a dot matches tagged names, `"*.in512"`.
         family: only this family, one of `list_families()`.
         pretrained: True gives the tagged names of weights, published by the authors or packaged with ditzoo, False
-            the bare names without any. Where published weights are, `model_info` says; this release does not fetch
-            them.
+            the bare names without any. Where published weights are, `model_info` says.
 
     Raises:
         ValueError: for an unknown family.
@@ -368,7 +374,10 @@ def _model_info(name: str) -> ModelInfo:
         ours=architecture.ours,
         tags=tuple(architecture.checkpoints),
         source=checkpoint.source if checkpoint else None,
+        files=checkpoint.files if checkpoint else (),
+        ema=checkpoint.ema if checkpoint else None,
         licence=checkpoint.licence if checkpoint else None,
+        is_non_commercial=bool(checkpoint and checkpoint.is_non_commercial),
         data=checkpoint.data if checkpoint else None,
         recipe=recipe,
         packaged=bool(checkpoint and checkpoint.packaged),

@@ -5,7 +5,6 @@ No number of these tables is typed by hand, except what papers print.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
@@ -26,14 +25,12 @@ from ditzoo.summary.words import (
     mask_ratio,
     unused_groups,
 )
-from ditzoo.weights.published import PUBLISHED_COSTS
+from ditzoo.weights.published import PUBLISHED_COSTS, result_rows
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-#: Results that authors and others printed; nothing in it was measured with ditzoo.
-PUBLISHED_RESULTS = ROOT / "benchmarks" / "published.csv"
 
-#: heading -> column of that file
+#: heading -> column of `published.csv`
 _RESULT_COLUMNS = {
     "model": "model",
     "name": "name",
@@ -227,7 +224,7 @@ def guidance_table() -> str:
 
 def result_table(family: str, group: str) -> str:
     """Printed results of one family: of its published weights, of its authors' other runs, or measured by others."""
-    rows = [row for row in published_results() if row["family"] == family and _group(row) == group]
+    rows = [row for row in result_rows() if row["family"] == family and _group(row) == group]
     cells = {title: [row[key] for row in rows] for title, key in _RESULT_COLUMNS.items()}
     cells["name"] = [name and f"`{name}`" for name in cells["name"]]
     constant = {title: column[0] for title, column in cells.items() if len(rows) > 1 and len(set(column)) == 1}
@@ -301,13 +298,6 @@ CONTENT: dict[str, Callable[..., str]] = {
         unused_table,
     )
 }
-
-
-@cache
-def published_results() -> list[dict[str, str]]:
-    """The rows of `benchmarks/published.csv`."""
-    with PUBLISHED_RESULTS.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _merge(cells: dict[str, list[str]], shown: list[str], title: str, other: str, between: str) -> None:

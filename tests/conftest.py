@@ -1,5 +1,7 @@
 """What all tests share: threads, reproducible examples, and a registry that every test leaves as it found it."""
 
+from uuid import uuid4
+
 import pytest
 import torch
 from hypothesis import settings
@@ -18,6 +20,12 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path_factory):
+    """Each test has an empty cache, and the user's is left alone."""
+    monkeypatch.setenv("DITZOO_CACHE", str(tmp_path_factory.getbasetemp() / f"cache-{uuid4().hex}"))
 
 
 @pytest.fixture

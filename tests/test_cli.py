@@ -34,9 +34,13 @@ def test_list_filters_by_pattern_family_and_weights() -> None:
     assert [line.split()[0] for line in run("list", "--family", "mdt").output.splitlines()[1:]] == list_models(
         family="mdt"
     )
-    tagged = run("list", "--pretrained").output
-    assert "dit_xl_2.in256" in tagged
-    assert "CC-BY-NC-4.0" in tagged
+    tagged = {line.split()[0]: " ".join(line.split()) for line in run("list", "--pretrained").output.splitlines()}
+    assert list(tagged)[1:] == list_models(pretrained=True)
+    assert tagged["model"].endswith("size of weights from licence of the weights")
+    assert tagged["dit_xl_2.in256"].endswith("paper address CC-BY-NC-4.0")
+    assert tagged["diffit_xl_2.in512"].endswith("paper Hub CC-BY-NC-SA-4.0")
+    assert tagged["uvit_h_2.in256"].endswith("paper by hand none stated for the weights; the code is MIT")
+    assert tagged["dit_ti_2.digits"].endswith("ours packaged Apache-2.0")
 
 
 def test_info_prints_what_the_library_describes() -> None:

@@ -5,7 +5,7 @@ from ditzoo.models.base import DiffusionTransformer, Intermediates
 from ditzoo.models.details import EvaluationResult, ModelDetails
 from ditzoo.models.diffit import DiffiT, DiffiTUNet
 from ditzoo.models.dit import DiT
-from ditzoo.models.families import Architecture, Checkpoint, Family
+from ditzoo.models.families import Architecture, Checkpoint, Family, PublishedFile
 from ditzoo.models.mdt import MDT, MDTv2
 from ditzoo.models.sit import SiT
 from ditzoo.models.tables import PositionTable
@@ -28,6 +28,7 @@ __all__ = [
     "MDTv2",
     "ModelDetails",
     "PositionTable",
+    "PublishedFile",
     "SiT",
     "UViT",
 ]

@@ -47,9 +47,10 @@ def digits_checkpoint(recipe: Recipe = DIGITS_RECIPE) -> Checkpoint:
     """Packaged weights of a tiny model."""
     return Checkpoint(
         config={},
-        source="packaged with ditzoo; benchmarks/train_digits_weights.py trains them",
         licence="Apache-2.0",
         data=DIGITS_DATA,
+        source="packaged with ditzoo; benchmarks/train_digits_weights.py trains them",
+        ema=True,
         recipe=recipe,
         packaged=True,
     )

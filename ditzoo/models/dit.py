@@ -35,7 +35,7 @@ from ditzoo.layers import (
 )
 from ditzoo.models.base import DiffusionTransformer
 from ditzoo.models.digits import TINY, digits_checkpoint
-from ditzoo.models.families import SD_VAE, Architecture, Checkpoint, Family, pixel_recipe
+from ditzoo.models.families import SD_VAE, Architecture, Checkpoint, Family, PublishedFile, pixel_recipe
 from ditzoo.models.initialization import initialize_like_dit, zero_parameters
 from ditzoo.models.tables import PositionTable
 from ditzoo.recipe import Guidance, Recipe
@@ -240,23 +240,22 @@ SIZES = {
     "xl": {"depth": 28, "hidden_size": 1152, "num_heads": 16},
 }
 
-_LICENCE = "CC-BY-NC-4.0"
-CHECKPOINTS = {
-    "dit_xl_2": {
-        "in256": Checkpoint(
-            config={"input_size": 32},
-            source="https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt",
-            licence=_LICENCE,
-            data="ImageNet-1k at 256x256",
+
+def _checkpoint(resolution: int) -> Checkpoint:
+    file = f"DiT-XL-2-{resolution}x{resolution}.pt"
+    return Checkpoint(
+        config={"input_size": resolution // 8},
+        licence="CC-BY-NC-4.0",
+        data=f"ImageNet-1k at {resolution}x{resolution}",
+        files=(
+            PublishedFile(name=file, url=f"https://dl.fbaipublicfiles.com/DiT/models/{file}"),
+            PublishedFile(name="transformer", layout="diffusers", repo_id=f"facebook/DiT-XL-2-{resolution}"),
         ),
-        "in512": Checkpoint(
-            config={"input_size": 64},
-            source="https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-512x512.pt",
-            licence=_LICENCE,
-            data="ImageNet-1k at 512x512",
-        ),
-    },
-}
+        ema=True,
+    )
+
+
+CHECKPOINTS = {"dit_xl_2": {"in256": _checkpoint(256), "in512": _checkpoint(512)}}
 
 #: Section 4 and table 2 (guided). The official code guides three of the four latent channels.
 RECIPE = Recipe(

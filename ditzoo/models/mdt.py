@@ -32,7 +32,7 @@ from ditzoo.layers import (
 from ditzoo.models.base import DiffusionTransformer
 from ditzoo.models.digits import DIGITS_RECIPE, TINY, digits_checkpoint
 from ditzoo.models.dit import SIZES
-from ditzoo.models.families import SD_VAE, Architecture, Checkpoint, Family, pixel_recipe
+from ditzoo.models.families import SD_VAE, Architecture, Checkpoint, Family, PublishedFile, pixel_recipe
 from ditzoo.models.initialization import initialize_like_dit, zero_parameters
 from ditzoo.models.options import check_integer, check_number
 from ditzoo.models.tables import PositionTable
@@ -274,22 +274,23 @@ class MDTv2(_MaskedDiffusionTransformer):
         return x
 
 
+def _published(file: str, revision: str | None = None) -> Checkpoint:
+    return Checkpoint(
+        config={},
+        licence="none stated for the weights; the code is Apache-2.0",
+        data="ImageNet-1k at 256x256",
+        files=(PublishedFile(name=file, repo_id="shgao/MDT-XL2", revision=revision),),
+    )
+
+
 CHECKPOINTS = {
     "mdt_ti_2": {"digits": digits_checkpoint(replace(DIGITS_RECIPE, mask_ratio=0.3))},
     "mdtv2_ti_2": {
         "digits": digits_checkpoint(replace(DIGITS_RECIPE, mask_ratio=0.3, mask_ratio_spread=MDTv2.mask_ratio_spread))
     },
-    **{
-        name: {
-            "in256": Checkpoint(
-                config={},
-                source=f"https://huggingface.co/shgao/MDT-XL2 ({file})",
-                licence="none stated for the weights; the code is Apache-2.0",
-                data="ImageNet-1k at 256x256",
-            )
-        }
-        for name, file in [("mdt_xl_2", "mdt_xl2_v1_ckpt.pt"), ("mdtv2_xl_2", "mdt_xl2_v2_ckpt.pt")]
-    },
+    # Whether the commit that brought version 2 still has the file of version 1 is not known.
+    "mdt_xl_2": {"in256": _published("mdt_xl2_v1_ckpt.pt")},
+    "mdtv2_xl_2": {"in256": _published("mdt_xl2_v2_ckpt.pt", revision="84bf27292f9b001c82f2863b55861752ab177507")},
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ditzoo.layers import TokenMask, UnusedWeights
 from ditzoo.models.digits import DIGITS_FLOW_RECIPE, digits_checkpoint
 from ditzoo.models.dit import SIZES, TINY_SIZE, DiT
-from ditzoo.models.families import SD_VAE, Architecture, Checkpoint, Family, pixel_recipe
+from ditzoo.models.families import SD_VAE, Architecture, Checkpoint, Family, PublishedFile, pixel_recipe
 from ditzoo.recipe import Guidance, Recipe
 
 
@@ -43,9 +43,18 @@ CHECKPOINTS = {
     "sit_xl_2": {
         "in256": Checkpoint(
             config={},
-            source="https://github.com/willisma/SiT (SiT-XL-2-256x256.pt, by its download.py)",
             licence="none stated for the weights; the code is MIT",
             data="ImageNet-1k at 256x256",
+            files=(
+                # Dropbox calls it SiT-XL-2-256.pt; the key belongs to the authors' public address.
+                PublishedFile(
+                    name="SiT-XL-2-256x256.pt",
+                    url="https://www.dl.dropboxusercontent.com/scl/fi/as9oeomcbub47de5g4be0/SiT-XL-2-256.pt"
+                    "?rlkey=uxzxmpicu46coq3msb17b9ofa&dl=0",
+                ),
+            ),
+            source="https://github.com/willisma/SiT (SiT-XL-2-256x256.pt, by its download.py)",
+            ema=True,
         )
     }
 }

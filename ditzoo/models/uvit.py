@@ -24,7 +24,7 @@ from ditzoo.layers import (
 )
 from ditzoo.models.base import DiffusionTransformer
 from ditzoo.models.digits import TINY, digits_checkpoint
-from ditzoo.models.families import Architecture, Checkpoint, Family, pixel_recipe
+from ditzoo.models.families import Architecture, Checkpoint, Family, PublishedFile, pixel_recipe
 from ditzoo.models.options import check_boolean
 from ditzoo.models.tables import PositionTable
 from ditzoo.recipe import Guidance, Recipe
@@ -204,9 +204,9 @@ _PIXEL_ODE = replace(pixel_recipe(_CONTINUOUS), guidance=_UNGUIDED)
 def _checkpoint(file: str, drive_id: str, data: str, recipe: Recipe, **config: object) -> Checkpoint:
     return Checkpoint(
         config=config,
-        source=f"https://drive.google.com/file/d/{drive_id} ({file})",
         licence="none stated for the weights; the code is MIT",
         data=data,
+        files=(PublishedFile(name=file, drive_id=drive_id),),
         recipe=recipe,
     )
 

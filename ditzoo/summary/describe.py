@@ -16,7 +16,17 @@ from ditzoo.models.families import pixel_recipe
 from ditzoo.recipe import Recipe
 from ditzoo.registry import ModelInfo
 from ditzoo.summary.drawing import draw_blocks
-from ditzoo.summary.words import guidance_in_words, mask_ratio, unused_groups, unusual
+from ditzoo.summary.words import (
+    file_facts,
+    guidance_in_words,
+    mask_ratio,
+    result_settings,
+    score,
+    unused_groups,
+    unusual,
+)
+from ditzoo.weights.published import headline_results, published_results
+from ditzoo.weights.records import load_records
 
 _WIDTH = 100
 _LABEL = 22  # columns of labels, margins included
@@ -220,11 +230,50 @@ def _explained(choice: str, words: Mapping[str, str]) -> str:
     return f"{choice}: {words[choice]}" if choice in words else choice
 
 
+def _sources(info: ModelInfo) -> Iterator[_Line]:
+    """Where each copy lies, and what is known of the file."""
+    yield "source", info.source or ""
+    for place, file in enumerate(info.files):
+        if place:
+            yield "source", file.source
+        layout = {"official": "the authors' layout", "diffusers": "diffusers' layout"}[file.layout]
+        yield "", f"{layout}{', fetched by hand' * (file.fetched == 'by hand')}; {file_facts(file)}"
+
+
+def _results(info: ModelInfo) -> Iterator[_Line]:
+    """The authors' best printed results, without and with guidance."""
+    shown = headline_results(info.name)
+    for place, result in enumerate(shown):
+        scores = f"FID {score(result.fid)}"
+        if result.inception_score is not None:
+            scores += f", IS {score(result.inception_score)}"
+        second_hand = ", second-hand" * (result.confidence == "secondary")
+        yield "published" * (place == 0), f"{scores} ({result_settings(result)}): {result.source}{second_hand}"
+    if rest := len(published_results(info.name)) - len(shown):
+        yield "", f"{rest} more: ditzoo.weights.published_results({info.name!r})"
+
+
+def _records(info: ModelInfo) -> Iterator[_Line]:
+    """Files that passed `ditzoo verify` on this machine."""
+    try:
+        records = load_records(info.name)
+    except (OSError, ValueError) as error:
+        yield "recorded", str(error)
+        return
+    for record in records:
+        hashes = {"sha256": record.sha256, "sampled hash": record.sampled_hash, "revision": record.revision}
+        facts = [f"{record.num_bytes:,} bytes", *(f"{key} {value}" for key, value in hashes.items() if value)]
+        yield "recorded", f"on this machine on {record.date}: {record.file}, {', '.join(facts)}"
+
+
 def _weights(info: ModelInfo, model: DiffusionTransformer) -> Iterator[_Line]:
     if info.source:
-        yield "source", info.source
-        yield "licence", info.licence or "none given"
+        yield from _sources(info)
+        yield "licence", (info.licence or "none given") + ": no commercial use" * info.is_non_commercial
         yield "trained on", info.data or "not given"
+        yield "moving average", {True: "yes", False: "no, the last weights", None: "not stated"}[info.ema]
+        yield from _results(info)
+        yield from _records(info)
     else:
         names = [f"{info.name}.{tag}" for tag in info.tags]
         packaged = [name for name in names if registry.model_info(name).packaged]

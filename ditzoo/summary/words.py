@@ -11,7 +11,9 @@ from typing import NamedTuple
 from torch import nn
 
 from ditzoo.layers import UnusedWeights
+from ditzoo.models import PublishedFile
 from ditzoo.recipe import Guidance, Recipe
+from ditzoo.weights import PublishedResult
 
 
 def unusual(settings: Recipe | Guidance, known: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -55,6 +57,32 @@ def mask_ratio(recipe: Recipe) -> str:
         return "none"
     most = f" to {recipe.mask_ratio + recipe.mask_ratio_spread:g}" if recipe.mask_ratio_spread else ""
     return f"{recipe.mask_ratio:g}{most}"
+
+
+def file_facts(file: PublishedFile) -> str:
+    """`7 bytes; sha256 and revision not verified`; only files of the Hub have revisions."""
+    facts = {
+        "size": file.num_bytes and f"{file.num_bytes:,} bytes",
+        "sha256": file.sha256 and f"sha256 {file.sha256}",
+        "revision": file.revision and f"revision {file.revision}",
+    }
+    if file.repo_id is None:
+        del facts["revision"]
+    known = [fact for fact in facts.values() if fact]
+    unknown = [name for name, fact in facts.items() if not fact]
+    last = " and ".join(filter(None, [", ".join(unknown[:-1]), *unknown[-1:]]))
+    return "; ".join([*known, *([f"{last} not verified"] if last else [])])
+
+
+def result_settings(result: PublishedResult) -> str:
+    """Guidance and sampler of a printed result: `guidance 1.50, first 3 channels; 250 DDPM`."""
+    guidance = "no guidance" if result.guidance == "none" else f"guidance {result.guidance}"
+    return "; ".join(filter(None, [guidance, result.sampler]))
+
+
+def score(value: float) -> str:
+    """With two digits behind the point, as papers print it, or more where there are more."""
+    return max(f"{value:.2f}", f"{value:g}", key=len)
 
 
 class UnusedGroup(NamedTuple):

@@ -30,7 +30,7 @@ FOLDER_PATTERNS = ("*.json", "*.md", "*.png", "*.safetensors", "*.txt", "LICENSE
 #: Never fetched, whatever is asked for.
 _CODE = ("*.py", "*.pyc", "*.pyd", "*.so", "*.dll", "*.sh")
 #: Weights as ditzoo and diffusers name them: one file, or shards with their index.
-_WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_WEIGHTS = re.compile(r"(model|weak_model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 _TEXTS = (".json", ".md", ".txt", ".yaml", ".yml")
 
 

@@ -1,16 +1,19 @@
-"""What is known of the published networks: parameter counts of the official code, and costs that papers print."""
+"""What is known of the published networks: parameter counts of the official code, and what papers print."""
 
 from __future__ import annotations
 
+import csv
 import json
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from ditzoo import registry
 
 #: Counted in the official networks; packed by `tests/weights/pack_golden.py`.
 PARAM_COUNTS_FILE = Path(__file__).parent / "param_counts.json"
+#: Results that authors and others printed; nothing in it was measured with ditzoo.
+RESULTS_FILE = Path(__file__).parent / "published.csv"
 
 
 class OfficialCount(NamedTuple):
@@ -37,8 +40,41 @@ class PublishedCost(NamedTuple):
     """millions of parameters, where no official code tells them exactly"""
 
 
+class PublishedResult(NamedTuple):
+    """What a paper, a repository or a report prints for samples of one model. None: not printed."""
+
+    name: str
+    """of the registry: a tagged name for the published weights, a bare one for other runs"""
+    model: str
+    """as the source calls it"""
+    dataset: str
+    resolution: int
+    """side of the images, in pixels"""
+    training: str
+    """steps or epochs, as printed; empty where not printed. So are the next two"""
+    guidance: str
+    """`none` where there was none"""
+    sampler: str
+    """steps and method"""
+    fid: float
+    sfid: float | None
+    inception_score: float | None
+    precision: float | None
+    recall: float | None
+    measured_by: Literal["authors", "others"]
+    source: str
+    confidence: Literal["primary", "secondary"]
+    """`secondary` if a figure was read in a text that quotes its source"""
+
+    @property
+    def num_figures(self) -> int:
+        """How many of the five scores are printed."""
+        scores = (self.fid, self.sfid, self.inception_score, self.precision, self.recall)
+        return sum(score is not None for score in scores)
+
+
 _DIT = "arXiv:2212.09748, table 4"
-# As benchmarks/published.csv names them; the papers themselves were not read.
+# As published.csv names them; the papers themselves were not read.
 _UVIT_NOTE = "a note quoting arXiv:2209.12152, second-hand"
 _COLLECTION = "a collection of models, second-hand"
 PUBLISHED_COSTS = (
@@ -86,6 +122,56 @@ def published_cost(name: str) -> PublishedCost | None:
     """What a paper prints for this configuration; None where none does."""
     costs = {cost.name: cost for cost in PUBLISHED_COSTS}
     return next((costs[twin] for twin in _twins(name) if twin in costs), None)
+
+
+@cache
+def result_rows() -> tuple[dict[str, str], ...]:
+    """The rows of `published.csv`, with the printed digits."""
+    with RESULTS_FILE.open(encoding="utf-8", newline="") as file:
+        return tuple(csv.DictReader(file))
+
+
+def published_results(name: str) -> tuple[PublishedResult, ...]:
+    """Every printed result of a name, in the order of `published.csv`; ditzoo measured none of them.
+
+    Args:
+        name: a tagged name, such as `"dit_xl_2.in256"`, for the published weights; a bare one for other runs.
+
+    Raises:
+        ValueError: unknown name or tag.
+    """
+    registry.model_info(name)
+    return tuple(_result(row) for row in result_rows() if row["name"] == name)
+
+
+def headline_results(name: str) -> tuple[PublishedResult, ...]:
+    """Without guidance and with guidance the authors' best result; of two, that with more scores. The same error."""
+    found = [result for result in published_results(name) if result.measured_by == "authors"]
+    by_guidance = ([r for r in found if r.guidance == "none"], [r for r in found if r.guidance != "none"])
+    return tuple(min(results, key=lambda r: (-r.num_figures, r.fid)) for results in by_guidance if results)
+
+
+def _result(row: dict[str, str]) -> PublishedResult:
+    def score(key: str) -> float | None:
+        return float(row[key]) if row[key] else None
+
+    return PublishedResult(
+        name=row["name"],
+        model=row["model"],
+        dataset=row["dataset"],
+        resolution=int(row["resolution"]),
+        training=row["train_steps"],
+        guidance=row["guidance"],
+        sampler=row["sampler_steps"],
+        fid=float(row["fid"]),
+        sfid=score("sfid"),
+        inception_score=score("is"),
+        precision=score("precision"),
+        recall=score("recall"),
+        measured_by=cast(Literal["authors", "others"], row["measured_by"]),
+        source=row["source"],
+        confidence=cast(Literal["primary", "secondary"], row["confidence"]),
+    )
 
 
 def allowance(printed: str) -> float:

@@ -14,6 +14,7 @@ from ditzoo.weights.files import Nest, read_checkpoint
 from ditzoo.weights.match import FileForNetwork
 from ditzoo.weights.network_checks import HALF_PRECISION, golden_checks, network_checks
 from ditzoo.weights.packaged import packaged_file
+from ditzoo.weights.records import record_check
 
 
 def verify(
@@ -23,6 +24,7 @@ def verify(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     weights: Nest = "ema",
+    record: bool = False,
 ) -> Verification:
     """Compare a network of the zoo, and a file of weights for it, with what is known of the original.
 
@@ -34,6 +36,8 @@ def verify(
         device: where forward passes run.
         dtype: their precision: float32, bfloat16 or float16.
         weights: which weights of a training checkpoint, the moving average (`"ema"`) or the last step (`"raw"`).
+        record: keep size and hashes of a file that passes in the user's cache, where `name` is that of weights that
+            their authors published. Later files for the name are compared with it, whether they are recorded or not.
 
     Raises:
         ValueError: unknown name, device or dtype; a file that is damaged, holds no weights or would run code.
@@ -56,8 +60,12 @@ def verify(
         return Verification(name, None, device, dtype, tuple(checks))
     candidate = FileForNetwork.match(name, model, file)
     checks += file_checks(candidate, weights, device, dtype)
-    advice = tuple(hints(candidate))
-    return Verification(name, file.path, device, dtype, tuple(checks), advice, candidate.digest)
+    digest = candidate.digest
+    result = Verification(name, file.path, device, dtype, tuple(checks), tuple(hints(candidate)), digest)
+    if digest is None or not candidate.is_published or registry.model_info(name).packaged:
+        return result
+    row = record_check(name, file.path, file.num_bytes, digest, passed=result.passed, record=record)
+    return result if row is None else replace(result, checks=(*result.checks, row))
 
 
 def _checked_device(device: torch.device | str) -> torch.device:

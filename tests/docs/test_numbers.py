@@ -15,6 +15,7 @@ from ditzoo.bench import QUICK
 from ditzoo.diffusion import SAMPLERS, make_betas, make_process, min_snr_weight
 from ditzoo.metrics import count_macs
 from ditzoo.recipe import Loss, Prediction, Recipe, Sampler, Schedule
+from ditzoo.weights.published import result_rows
 from tests.docs.pages import DOCS, FAMILY_PAGES, hooks, prose_of, text_of
 from tests.golden_cases import PROCESS_CASES, process_case
 from tests.zoo import TINY, on_meta
@@ -333,7 +334,7 @@ def test_weights_of_the_loss_on_the_page_of_mdt_are_those_of_its_recipe():
 
 
 def test_discrete_models_on_the_page_of_u_vit_are_those_sampled_by_dpm_solver_plus_plus():
-    rows = [row for row in hooks().published_results() if "DPM-Solver++" in row["sampler_steps"]]
+    rows = [row for row in result_rows() if "DPM-Solver++" in row["sampler_steps"]]
     latent = [row["model"].removeprefix("U-ViT-") for row in rows if row["dataset"] == "ImageNet-1k"]
     assert [row["dataset"].split(" (")[0] for row in rows if row["dataset"] != "ImageNet-1k"] == ["MS-COCO"] * 2
     assert f"The discrete models ({', '.join(latent)}, and the two for MS-COCO) train on" in text_of(

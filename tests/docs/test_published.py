@@ -8,12 +8,12 @@ import pytest
 
 import ditzoo
 from ditzoo.metrics import count_macs
-from ditzoo.weights.published import agrees
+from ditzoo.weights.published import agrees, result_rows
 from tests.docs.pages import FAMILY_PAGES, hooks, text_of
 
 
 def test_published_results_are_of_known_models_and_name_their_sources():
-    rows = hooks().published_results()
+    rows = result_rows()
     assert len(rows) == 106
     assert len({tuple(row.values()) for row in rows}) == len(rows)
     known = {*ditzoo.list_models(), *ditzoo.list_models(pretrained=True), ""}
@@ -76,7 +76,7 @@ TOLD_APART = {
 
 def of_authors(**facts: str) -> list[dict[str, str]]:
     """Rows of what the authors measured that have these facts."""
-    return [row for row in hooks().published_results() if ({"measured_by": "authors"} | facts).items() <= row.items()]
+    return [row for row in result_rows() if ({"measured_by": "authors"} | facts).items() <= row.items()]
 
 
 @pytest.mark.parametrize(("name", "guidance", "sampling"), MEASURED)
@@ -123,7 +123,7 @@ def test_results_that_pages_repeat(page, text):
 def test_published_sizes_are_those_of_the_models():
     """Where a row is for the input that the name builds; version 2 of MDT is quoted with the numbers of version 1."""
     checked = 0
-    for row in hooks().published_results():
+    for row in result_rows():
         info = ditzoo.model_info(row["name"]) if row["name"] else None
         side = int(row["resolution"]) // (8 if info and info.config["in_channels"] == 4 else 1)
         if info is None or info.config["input_size"] != side or row["name"].startswith("mdtv2"):
@@ -143,7 +143,7 @@ def test_published_sizes_are_those_of_the_models():
 def test_pages_show_every_published_result(family):
     groups = re.findall(rf"^\{{\{{ result_table {family} (\w+) \}}\}}$", text_of(FAMILY_PAGES[family]), re.MULTILINE)
     tables = "\n".join(hooks().result_table(family, group) for group in groups)
-    rows = [row for row in hooks().published_results() if row["family"] == family]
+    rows = [row for row in result_rows() if row["family"] == family]
     assert len(re.findall(r"\| \(\d+\) \|$", tables, re.MULTILINE)) == len(rows)
     for row in rows:
         assert f" {row['fid']} " in tables

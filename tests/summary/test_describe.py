@@ -1,13 +1,16 @@
 """What `describe` says of sizes, cost, memory, weights and options."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 import ditzoo
 from ditzoo.metrics import count_macs
+from ditzoo.models import PublishedFile
 from ditzoo.recipe import Recipe
 from ditzoo.summary import describe, draw_blocks
+from ditzoo.summary.words import file_facts, score
 from tests.summary.foreign import Foreign
 from tests.summary.reading import section
 from tests.zoo import EVERY_NAME, TINY, on_meta
@@ -60,8 +63,18 @@ Recipe
 
 Weights
   source              https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt
-  licence             CC-BY-NC-4.0
+                      the authors' layout; size and sha256 not verified
+  source              https://huggingface.co/facebook/DiT-XL-2-256 (transformer)
+                      diffusers' layout; size, sha256 and revision not verified
+  licence             CC-BY-NC-4.0: no commercial use
   trained on          ImageNet-1k at 256x256
+  moving average      yes
+  published           FID 9.62, IS 121.50 (no guidance; 250 DDPM): arXiv:2212.09748, table 2 (ft-EMA
+                      decoder)
+                      FID 2.27, IS 278.24 (guidance 1.50, first 3 channels; 250 DDPM):
+                      arXiv:2212.09748, tables 2 and 5 (ft-EMA decoder);
+                      github.com/facebookresearch/DiT@ed81ce222909 README
+                      6 more: ditzoo.weights.published_results('dit_xl_2.in256')
   without effect      32,256 of 675,129,632 parameters; the state dict carries them
                       28 x blocks.*.attn.qkv.bias rows 1152 to 2303: the softmax cancels a bias of
                       the keys
@@ -122,6 +135,36 @@ def test_sizes_in_words():
     assert "output 4x32x32; the last layer computes 8 channels, of which the others are dropped" in section(
         describe("sit_s_2"), "Sizes"
     )
+
+
+def test_published_weights_in_words():
+    text = section(describe("mdtv2_xl_2.in256"), "Weights")
+    assert text.startswith(
+        "source https://huggingface.co/shgao/MDT-XL2 (mdt_xl2_v2_ckpt.pt) the authors' layout; revision "
+        "84bf27292f9b001c82f2863b55861752ab177507; size and sha256 not verified licence none stated for the weights; "
+        "the code is Apache-2.0 trained on ImageNet-1k at 256x256 moving average not stated published FID 1.58, IS "
+        "314.73 (guidance power-cosine; 250 DDPM): FID and IS: github.com/sail-sg/MDT@7d26c2162c46 README; "
+    )
+    assert ", second-hand without effect" in text
+    text = section(describe("uvit_s_2.cifar10"), "Weights")
+    assert "(cifar10_uvit_small.pth) the authors' layout, fetched by hand; size and sha256 not verified" in text
+    assert "published FID 3.11 (no guidance; 1000 Euler-Maruyama): github.com/baofff/U-ViT" in text
+    packaged = section(describe("dit_ti_2.digits"), "Weights")
+    assert "licence Apache-2.0 trained on" in packaged
+    assert "moving average yes without effect" in packaged
+
+
+def test_what_is_known_of_a_file():
+    file = PublishedFile(name="a.pt", repo_id="me/it")
+    assert file_facts(file) == "size, sha256 and revision not verified"
+    assert file_facts(replace(file, revision="abc")) == "revision abc; size and sha256 not verified"
+    known = replace(file, num_bytes=12_345, sha256="f0")
+    assert file_facts(known) == "12,345 bytes; sha256 f0; revision not verified"
+    assert file_facts(replace(known, revision="abc")) == "12,345 bytes; sha256 f0; revision abc"
+
+
+def test_scores_have_two_digits_or_more():
+    assert [score(value) for value in (2.2, 2.27, 2.149, 105.25, 3)] == ["2.20", "2.27", "2.149", "105.25", "3.00"]
 
 
 def test_weights_without_effect_in_words():

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,8 +16,6 @@ from ditzoo.weights.published import agrees, official_count, published_cost, sam
 from tests.golden_cases import golden_facts
 from tests.weights.verifying import rows, statuses, verify_state, weights_of
 from tests.zoo import TINY, on_meta
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_published_network_passes_every_check():
@@ -108,12 +103,14 @@ def test_another_network_fails_the_known_numbers():
 
 
 def test_second_hand_costs_are_those_of_the_published_results():
-    with (ROOT / "benchmarks" / "published.csv").open(newline="", encoding="utf-8") as file:
-        results = list(csv.DictReader(file))
     quoted = [cost for cost in published.PUBLISHED_COSTS if "second-hand" in cost.source]
     assert [cost.name for cost in quoted] == ["uvit_l_2", "uvit_h_2", "mdt_xl_2"]
     for cost in quoted:
-        rows = [row for row in results if row["name"].partition(".")[0] == cost.name and row["gmacs"] == cost.gmacs]
+        rows = [
+            row
+            for row in published.result_rows()
+            if row["name"].partition(".")[0] == cost.name and row["gmacs"] == cost.gmacs
+        ]
         origin, _, confidence = cost.source.rpartition(", ")
         assert confidence == "second-hand"
         assert any(origin in row["source"] for row in rows), cost.name

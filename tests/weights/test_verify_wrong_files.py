@@ -166,7 +166,7 @@ def test_what_is_wrong_with_a_file_is_found(wrong, tmp_path):
 def tagged(registry_sandbox):
     """A name of published weights as small as a tiny model, of which no hash is recorded."""
     entry = registry._ENTRIES["dit_ti_2"]
-    checkpoint = Checkpoint({}, "https://example.org/small.pt", "none", "digits")
+    checkpoint = Checkpoint(config={}, source="https://example.org/small.pt", licence="none", data="digits")
     architecture = replace(entry.architecture, checkpoints={"small": checkpoint})
     registry._ENTRIES["dit_ti_2"] = replace(entry, architecture=architecture)
     return "dit_ti_2.small"

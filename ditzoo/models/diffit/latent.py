@@ -30,7 +30,7 @@ from ditzoo.layers import (
     unpatchify,
 )
 from ditzoo.models.base import DiffusionTransformer
-from ditzoo.models.families import SD_VAE, Checkpoint
+from ditzoo.models.families import SD_VAE, Checkpoint, PublishedFile
 from ditzoo.models.initialization import initialize_like_dit, zero_parameters
 from ditzoo.models.tables import PositionTable
 from ditzoo.recipe import Guidance, Recipe
@@ -187,9 +187,9 @@ _RECIPES = {256: RECIPE, 512: replace(RECIPE, guidance=Guidance(scale=1.49, chan
 def _checkpoint(resolution: int) -> Checkpoint:
     return Checkpoint(
         config={"input_size": resolution // 8},
-        source=f"https://huggingface.co/nvidia/DiffiT (diffit_{resolution}.safetensors)",
         licence="CC-BY-NC-SA-4.0",
         data=f"ImageNet-1k at {resolution}x{resolution}",
+        files=(PublishedFile(name=f"diffit_{resolution}.safetensors", repo_id="nvidia/DiffiT"),),
         recipe=_RECIPES[resolution],
     )
 
