@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import pickle
 import re
 import struct
@@ -81,6 +82,16 @@ def read_checkpoint(path: Path | str, *, weights: Nest = "ema") -> WeightsFile:
     if not str(path):
         raise ValueError("PATH is empty; name a file of weights.")
     path = Path(path)
+    if path.is_dir():
+        for stem in ("model", "diffusion_pytorch_model"):
+            for suffix in (".safetensors", ".safetensors.index.json", ".bin"):
+                if (path / f"{stem}{suffix}").is_file():
+                    return read_checkpoint(path / f"{stem}{suffix}", weights=weights)
+    if path.name.endswith(".index.json"):
+        shards = dict.fromkeys(json.loads(path.read_text())["weight_map"].values())
+        files = [read_checkpoint(path.parent / shard) for shard in shards]
+        together = {name: tensor for file in files for name, tensor in file.tensors.items()}
+        return WeightsFile(path, sum(file.num_bytes for file in files), "safetensors", None, together, {})
     content, container = _read(path)
     nest, state = _find_state(path, content, weights)
     place = "" if nest is None else f" under {nest!r}"
