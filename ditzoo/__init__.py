@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ditzoo.interop.convert import convert
     from ditzoo.layers.masking import TokenMask, random_token_mask
     from ditzoo.pipeline import Pipeline, sample
     from ditzoo.recipe import Recipe
@@ -29,6 +30,7 @@ _PUBLIC = {
     "Pipeline": "ditzoo.pipeline",
     "Recipe": "ditzoo.recipe",
     "TokenMask": "ditzoo.layers.masking",
+    "convert": "ditzoo.interop.convert",
     "create": "ditzoo.registry",
     "list_families": "ditzoo.registry",
     "list_models": "ditzoo.registry",
@@ -44,6 +46,7 @@ __all__ = [
     "Recipe",
     "TokenMask",
     "__version__",
+    "convert",
     "create",
     "list_families",
     "list_models",

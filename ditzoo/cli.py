@@ -17,6 +17,7 @@ from ditzoo import __version__
 if TYPE_CHECKING:
     from ditzoo.bench import QuickRun
     from ditzoo.registry import ModelInfo
+    from ditzoo.interop.convert import Layout
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -127,6 +128,34 @@ def verify(name: str, checkpoint: str | None, device: str, dtype: str, weights: 
         click.echo(line)
     if not result.passed:
         sys.exit(1)
+
+
+@cli.command()
+@click.argument("src", type=click.Path())
+@click.argument("dst", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(["ditzoo", "official", "diffusers"]), required=True, help="Layout of DST.")
+@click.option("--name", help="What SRC is, such as dit_xl_2.in256; the authors' files do not say it.")
+@click.option(
+    "--weights",
+    type=click.Choice(["ema", "raw"]),
+    default="ema",
+    show_default=True,
+    help="Of a training checkpoint: moving average or last step.",
+)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: that of SRC.")
+@click.option("--max-shard-size", default="5GB", show_default=True, help="Of each file in a folder.")
+def convert(src: str, dst: Path, to: Layout, dtype: str | None, **options: Any) -> None:
+    """Write weights in another layout: SRC is an authors' file, or a folder of ditzoo or of diffusers.
+
+    DST is a new folder, or with --to official a file that ends with .pt, .pth or .safetensors.
+    """
+    with _garbage_kept():
+        import torch
+
+        from ditzoo.interop.convert import convert as run
+
+    run(src, dst, to=to, dtype=None if dtype is None else getattr(torch, dtype), **options)
+    click.echo(f"Wrote {dst}.")
 
 
 @cli.command()

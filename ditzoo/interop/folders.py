@@ -18,10 +18,11 @@ from ditzoo.interop.schedulers import make_scheduler, recipe_of_pipeline
 from ditzoo.media.codec import is_hub_id, quiet_download
 from ditzoo.models import DiT
 from ditzoo.recipe import Recipe
+from ditzoo.weights.diffusers_names import is_computed_table
 
 #: What diffusers has no place for: the model's options and the recipe. diffusers ignores it.
 EXTRA_FILE = "ditzoo.json"
-_VAE_CONFIG = "vae/config.json"
+SCHEDULER_CONFIG, _VAE_CONFIG = "scheduler/scheduler_config.json", "vae/config.json"
 
 
 def save_diffusers(
@@ -48,22 +49,53 @@ def save_diffusers(
     Warns:
         UserWarning: that what diffusers loads deviates from `model`, and by how much.
     """
+    write_folder(model, folder, recipe, vae, scheduler)
+    warn_of_deviation(*folder_warning(folder))
+
+
+def write_folder(
+    model: DiT,
+    folder: str | os.PathLike[str],
+    recipe: Recipe,
+    vae: Any = None,
+    scheduler: Any = None,
+    *,
+    max_shard_size: int | str = "10GB",
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """`save_diffusers` without its warning.
+
+    Args:
+        model: as there.
+        folder: as there.
+        recipe: as there.
+        vae: as there.
+        scheduler: as there.
+        max_shard_size: of the transformer's files, in bytes or as `"5GB"`.
+        extra: what else to keep in `EXTRA_FILE`, JSON-safe.
+    """
     diffusers = import_diffusers("save_diffusers")
     _check_recipe(recipe)
     if vae is not None:
         _check_vae(vae, model, recipe)
-    transformer = to_diffusers(model, patch=True)  # warned of below, with the remedy for a folder
+    transformer = to_diffusers(model, patch=True)  # `save_diffusers` warns, with the remedy for a folder
+    if not is_computed_table(model.pos_embed, model):
+        # Kept with the weights, as diffusers computes another: it is as near to the sin-cos one as half precision.
+        transformer.pos_embed.register_buffer("pos_embed", transformer.pos_embed.pos_embed, persistent=True)
     scheduler = make_scheduler(recipe) if scheduler is None else scheduler
-    extra = {"ditzoo_version": __version__, "model": model.config, "recipe": recipe.to_dict()}
+    entries = {"ditzoo_version": __version__, "model": model.config, "recipe": recipe.to_dict(), **(extra or {})}
     with _new_folder(Path(folder)) as temporary:
         if vae is None:
-            _save_without_vae(diffusers, temporary, transformer, scheduler)
+            _save_without_vae(diffusers, temporary, transformer, scheduler, max_shard_size)
         else:
-            diffusers.DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler).save_pretrained(temporary)
-        (temporary / EXTRA_FILE).write_text(json.dumps(extra, indent=2) + "\n", encoding="utf-8")
-    warn_of_deviation(
-        f"What diffusers loads from {folder}", "ditzoo.interop.patch_diffusers(pipe.transformer) after loading"
-    )
+            pipe = diffusers.DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler)
+            pipe.save_pretrained(temporary, max_shard_size=max_shard_size)
+        (temporary / EXTRA_FILE).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+
+
+def folder_warning(folder: str | os.PathLike[str]) -> tuple[str, str]:
+    """What to warn of after writing a folder, and the remedy."""
+    return f"What diffusers loads from {folder}", "ditzoo.interop.patch_diffusers(pipe.transformer) after loading"
 
 
 def load_diffusers(folder_or_id: str | os.PathLike[str]) -> tuple[DiT, Recipe]:
@@ -92,32 +124,21 @@ def load_diffusers(folder_or_id: str | os.PathLike[str]) -> tuple[DiT, Recipe]:
         UserWarning: naming what of a scheduler's algorithm no sampler of ditzoo does.
     """
     diffusers = import_diffusers("load_diffusers")
-    place = _Place(folder_or_id)
+    place = PipelinePlace(folder_or_id)
     with quiet_download():
         transformer = diffusers.DiTTransformer2DModel.from_pretrained(place.name, subfolder="transformer")
-    extra = place.read(EXTRA_FILE)
+    extra = place.read_extra()
     if extra is not None:
-        if not {"model", "recipe"} <= set(extra):
-            raise ValueError(
-                f"{EXTRA_FILE} of {place.name} is not what save_diffusers() writes; remove it to load the rest."
-            )
         model = from_diffusers(transformer, class_dropout_prob=extra["model"]["class_dropout_prob"])
         return model, Recipe.from_dict(extra["recipe"])
     model = from_diffusers(transformer)
-    scheduler = place.read("scheduler/scheduler_config.json")
+    scheduler = place.read(SCHEDULER_CONFIG)
     if scheduler is None and not place.is_folder:
         raise OSError(
             f"the scheduler of {place.name} is neither there nor on this machine; fetch the repository again, with a "
             "network, or take the weights alone by from_diffusers(transformer)."
         )
-    vae = place.read(_VAE_CONFIG)
-    return model, recipe_of_pipeline(
-        scheduler or {},
-        learned_variance=model.learn_sigma,
-        vae=vae,
-        vae_name=_name_of_vae(place, vae or {}),
-        source=place.name,
-    )
+    return model, recipe_of_pipeline(scheduler or {}, learned_variance=model.learn_sigma, **place.facts())
 
 
 def has_vae(folder_or_id: str | os.PathLike[str]) -> bool:
@@ -126,23 +147,11 @@ def has_vae(folder_or_id: str | os.PathLike[str]) -> bool:
     Raises:
         FileNotFoundError: for a name that is neither.
     """
-    return _Place(folder_or_id).read(_VAE_CONFIG) is not None
+    return PipelinePlace(folder_or_id).read(_VAE_CONFIG) is not None
 
 
-def _name_of_vae(place: _Place, config: Mapping[str, Any]) -> str:
-    """What `load_codec` opens from any folder of this machine, or from the Hub.
-
-    A folder holds its own. Of a repository, diffusers keeps in the configuration where the autoencoder came from, which
-    is worth having as an id of the Hub only: a path belongs to the machine that it was written on.
-    """
-    if place.is_folder:
-        return os.path.join(os.path.abspath(place.name), "vae")
-    origin = str(config.get("_name_or_path") or "")
-    return origin if is_hub_id(origin) else f"{place.name}/vae"
-
-
-class _Place:
-    """A folder or a repository.
+class PipelinePlace:
+    """A folder or a repository of diffusers' pipeline.
 
     Raises:
         FileNotFoundError: where it is neither, or the folder holds no transformer.
@@ -179,6 +188,32 @@ class _Place:
             raise ValueError(f"{name} of {self.name} is no JSON ({error}); save or fetch it again.") from error
         return content
 
+    def read_extra(self) -> dict[str, Any] | None:
+        """What `save_diffusers` has kept for ditzoo; None in folders by others."""
+        extra = self.read(EXTRA_FILE)
+        entries = extra if isinstance(extra, dict) else {}
+        if extra is not None and not all(isinstance(entries.get(entry), dict) for entry in ("model", "recipe")):
+            raise ValueError(
+                f"{EXTRA_FILE} of {self.name} is not what save_diffusers() writes; remove it to load the rest."
+            )
+        return extra
+
+    def facts(self) -> dict[str, Any]:
+        """What `recipe_of_pipeline` asks about the place."""
+        vae = self.read(_VAE_CONFIG)
+        return {"vae": vae, "vae_name": self._name_of_vae(vae or {}), "source": self.name}
+
+    def _name_of_vae(self, config: Mapping[str, Any]) -> str:
+        """What `load_codec` opens from any folder of this machine, or from the Hub.
+
+        A folder holds its own. Of a repository, diffusers keeps in the configuration where the autoencoder came from,
+        which is worth having as an id of the Hub only: a path belongs to the machine that it was written on.
+        """
+        if self.is_folder:
+            return os.path.join(os.path.abspath(self.name), "vae")
+        origin = str(config.get("_name_or_path") or "")
+        return origin if is_hub_id(origin) else f"{self.name}/vae"
+
 
 def _check_recipe(recipe: Recipe) -> None:
     if not isinstance(recipe, Recipe):
@@ -208,9 +243,11 @@ def _check_vae(vae: Any, model: DiT, recipe: Recipe) -> None:
             )
 
 
-def _save_without_vae(diffusers: Any, folder: Path, transformer: Any, scheduler: Any) -> None:
+def _save_without_vae(
+    diffusers: Any, folder: Path, transformer: Any, scheduler: Any, max_shard_size: int | str
+) -> None:
     """What `DiTPipeline.save_pretrained` writes. It warns of a missing part; here that is meant."""
-    transformer.save_pretrained(folder / "transformer")
+    transformer.save_pretrained(folder / "transformer", max_shard_size=max_shard_size)
     scheduler.save_pretrained(folder / "scheduler")
     parts = {"transformer": transformer, "scheduler": scheduler}
     index = {

@@ -34,7 +34,7 @@ def file_checks(found: FileForNetwork, asked: Nest, device: torch.device, dtype:
     yield _dtype_check({key: tensor.dtype for key, tensor in found.weights.items() if key in wanted})
     yield from _value_checks(found)
     if "relative_position_index" in model.constant_buffers:
-        yield _buffer_check(model, found.buffers)
+        yield _buffer_check(found)
     if why := found.misfit:
         yield from (Check(row, "not checked", why) for row in ("loads", "forward", "sampled hash"))
         return
@@ -146,22 +146,27 @@ def _varied(model: DiffusionTransformer) -> set[str]:
     return trained - {unused.name for unused in model.unused_weights() if unused.rows is None}
 
 
-def _buffer_check(model: DiffusionTransformer, buffers: Mapping[str, Tensor]) -> Check:
+def _buffer_check(found: FileForNetwork) -> Check:
     """The originals' constant buffers say in which order the rows of their tables stand."""
     row = "constant buffers"
-    if not buffers:
+    if not found.buffers:
         return Check(row, "not checked", "the file has none; ditzoo computes them")
-    index = relative_position_index(*model.grid)
-    wrong = [key for key, tensor in buffers.items() if not _same_index(tensor, index)]
-    found = f"{len(wrong)} of {len(buffers)} differ" if wrong else f"{len(buffers)} equal"
-    return compare(row, not wrong, found, "as computed here", details=some(wrong))
+    wrong, number = wrong_buffers(found), len(found.buffers)
+    text = f"{len(wrong)} of {number} differ" if wrong else f"{number} equal"
+    return compare(row, not wrong, text, "as computed here", details=some(wrong))
+
+
+def wrong_buffers(found: FileForNetwork) -> list[str]:
+    """The constant buffers of a file that are not those that ditzoo computes."""
+    index = relative_position_index(*found.model.grid, device=torch.device("cpu"))
+    return [key for key, tensor in found.buffers.items() if not _same_index(tensor, index)]
 
 
 def _same_index(tensor: Tensor, index: Tensor) -> bool:
-    """Floats are taken too: some cast a whole state dict."""
+    """Floats are taken too, rounded as they may be: some cast a whole state dict."""
     if tensor.shape != index.shape or not (tensor.dtype in FLOATS or tensor.dtype in _INTEGERS):
         return False
-    return torch.equal(tensor.double(), index.double())
+    return torch.equal(tensor, index.to(tensor.dtype))
 
 
 def _position_checks(model: DiffusionTransformer, values: Mapping[str, Tensor]) -> Iterator[Check]:

@@ -12,7 +12,8 @@ from torch import nn
 
 import ditzoo
 from ditzoo.interop import from_diffusers, patch_diffusers, to_diffusers
-from ditzoo.interop.dit import DEVIATION, diffusers_state
+from ditzoo.interop.dit import DEVIATION
+from ditzoo.weights.diffusers_names import diffusers_state
 from tests.golden_cases import golden_case, relative_error
 from tests.zoo import TINY, inputs, lively, on_meta
 

@@ -1,0 +1,314 @@
+"""Weights from one layout to another: ditzoo's folders, the authors' files, diffusers' folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors.torch import save_file
+
+from ditzoo import __version__, registry
+from ditzoo.interop.dit import check_expressible, warn_of_deviation
+from ditzoo.interop.folders import SCHEDULER_CONFIG, PipelinePlace, folder_warning, write_folder
+from ditzoo.interop.package import import_diffusers
+from ditzoo.interop.schedulers import recipe_of_pipeline
+from ditzoo.media.files import writing, writing_folder
+from ditzoo.models import DiffusionTransformer, DiT
+from ditzoo.models.state_dicts import is_constant_buffer, official_state
+from ditzoo.recipe import Recipe
+from ditzoo.weights.checks import short, shown, some
+from ditzoo.weights.diffusers_names import (
+    PIPELINE_INDEX,
+    is_diffusers_state,
+    read_diffusers_transformer,
+    transformer_folder,
+)
+from ditzoo.weights.file_checks import fitting_names, wrong_buffers
+from ditzoo.weights.files import FLOATS, RAW_NESTS, Nest, WeightsFile, read_checkpoint
+from ditzoo.weights.json_files import read_json_object
+from ditzoo.weights.match import FileForNetwork, shapes_of
+from ditzoo.weights.shards import save_weights
+
+Layout = Literal["ditzoo", "official", "diffusers"]
+_PYTORCH, _SAFETENSORS = (".pt", ".pth"), ".safetensors"
+_CONFIG = "config.json"
+_PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Weights to convert, in a network of ditzoo.
+
+    Attributes:
+        model: its weights are mapped from the file where nothing had to be changed.
+        recipe: None where nothing says how the network is sampled.
+        name: in the registry; None where that is not known.
+        label_names: of the classes, likewise.
+    """
+
+    model: DiffusionTransformer
+    recipe: Recipe | None
+    name: str | None
+    label_names: Sequence[str] | None = None
+
+
+def convert(
+    src: _PathLike,
+    dst: _PathLike,
+    *,
+    to: Layout,
+    name: str | None = None,
+    weights: Nest = "ema",
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+) -> Path:
+    """Write weights in another layout, another precision, or another kind of file.
+
+    Weights are copied bit for bit unless `dtype` asks for another precision. `dst` appears when it is complete, and
+    nothing that exists is replaced.
+
+    Args:
+        src: the authors' file (`.pt`, `.pth`, `.safetensors`), in one file or in shards; a folder of ditzoo; a pipeline
+            or a transformer of diffusers.
+        dst: for `"official"` a file that ends with `.pt`, `.pth` or `.safetensors`, else a new folder.
+        to: `"ditzoo"` for `config.json` and safetensors, which `ditzoo.Pipeline.from_pretrained` loads; `"official"`
+            for the state dict that the authors' code loads strictly, their constant buffers included; `"diffusers"`,
+            for DiT alone, for a folder that `DiTPipeline.from_pretrained(folder, vae=vae)` loads.
+        name: registry name, such as `"dit_xl_2.in256"`. The authors' files do not say what they are for, and need one;
+            elsewhere it is checked, and gives the recipe where `src` has none.
+        weights: of a training checkpoint that holds both, the moving average (`"ema"`) or the last step (`"raw"`).
+        dtype: `torch.float32`, `float16` or `bfloat16`; None keeps that of each tensor.
+        max_shard_size: of the files in a folder, in bytes or as `"5GB"`; larger weights are written in several, with an
+            index. An official file is always one.
+
+    Returns:
+        `dst`.
+
+    Raises:
+        FileExistsError: for a `dst` that exists.
+        OSError: where `src` cannot be found, or `dst` not be written.
+        ImportError: for `to="diffusers"` where that is missing, naming the extra to install.
+        TypeError: for another network than DiT to diffusers.
+        ValueError: for weights that are damaged, unsafe to read, not those asked for, or not of `name`; for a missing
+            name, with those whose layout fits; for what the target cannot express; for arguments that are none.
+
+    Warns:
+        UserWarning: that diffusers computes something else with the weights of a folder for it, and by how much.
+    """
+    src, dst = Path(src), Path(dst)
+    _check_arguments(to, weights, dtype)
+    _check_target(dst, to)
+    if to == "diffusers":
+        import_diffusers("converting to diffusers")
+    source = _read(src, name, weights)
+    if to == "diffusers":
+        check_expressible(source.model)
+    if dtype is not None:
+        _cast(source.model, dtype)
+    if to == "official":
+        _write_official_file(source.model, dst)
+    elif to == "ditzoo":
+        _write_ditzoo_folder(source, dst, max_shard_size)
+    else:
+        _write_diffusers_folder(source, src, dst, max_shard_size)
+        warn_of_deviation(*folder_warning(dst))
+    return dst
+
+
+def _check_arguments(to: str, weights: str, dtype: torch.dtype | None) -> None:
+    for argument, value, kinds in (("to", to, get_args(Layout)), ("weights", weights, get_args(Nest))):
+        if value not in kinds:
+            raise ValueError(f"{argument} must be one of {', '.join(map(repr, kinds))}, got {value!r}.")
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"dtype must be None or one of {', '.join(map(str, FLOATS))}, got {dtype!r}.")
+
+
+def _check_target(dst: Path, to: Layout) -> None:
+    suffixes = (*_PYTORCH, _SAFETENSORS)
+    if to == "official" and dst.suffix not in suffixes:
+        raise ValueError(f"{dst} should be a file for the authors' code, which ends with {' or '.join(suffixes)}.")
+    if to != "official" and dst.suffix in suffixes:
+        raise ValueError(f"{dst} looks like a file, and {to} is written as a folder; name one, such as {dst.stem}.")
+    if dst.is_symlink() or dst.is_file() or (dst.is_dir() and (to == "official" or any(dst.iterdir()))):
+        raise FileExistsError(f"{dst} exists, and nothing is overwritten; name another target, or remove it first.")
+
+
+# Sources.
+
+
+def _read(src: Path, name: str | None, weights: Nest) -> _Source:
+    if name is not None:
+        registry.model_info(name)  # a wrong name is found before a large file is read
+    if (folder := transformer_folder(src)) is not None:
+        source = _read_diffusers(src, folder, name)
+    elif (src / _CONFIG).is_file():
+        source = _read_ditzoo_folder(src)
+    else:
+        return _read_official(src, name, weights)
+    if name is not None:
+        _check_network(src, source.model, name)
+    return source
+
+
+def _read_official(src: Path, name: str | None, weights: Nest) -> _Source:
+    """The authors' weights, which do not say what network they are for."""
+    file = read_checkpoint(src, weights=weights)
+    if weights == "ema" and file.nest in RAW_NESTS:
+        raise ValueError(
+            f"{src} holds no averaged weights; those of the last step are under {file.nest!r}: take them with "
+            "--weights raw (weights='raw')."
+        )
+    if is_diffusers_state(file.tensors):
+        raise ValueError(
+            f"{src} has the names of diffusers, and no {_CONFIG} beside it says what it is: give the folder that "
+            "diffusers saved."
+        )
+    if name is None:
+        raise ValueError(f"{src} does not say what network it is for. {_advice(file)}")
+    with torch.device("meta"):
+        model = registry.create(name)
+    found = FileForNetwork.match(name, model, file)
+    if found.misfit:
+        raise ValueError(f"{src} does not fit {name}: {_differences(found)}. {_advice(file)}")
+    if wrong := wrong_buffers(found):
+        raise ValueError(
+            f"{src} has other values in {some(wrong)} than the authors' code: the rows of its tables may stand in "
+            "another order. Take the authors' own file."
+        )
+    model.load_state_dict(dict(found.weights), assign=True)
+    recipe = registry.model_info(name).recipe
+    return _Source(model, recipe and replace(recipe, weights=weights), name)
+
+
+def _differences(found: FileForNetwork) -> str:
+    wanted, shapes = found.wanted, found.shapes
+    wrong = {
+        "it lacks": [key for key in wanted if key not in shapes],
+        "it has, besides those of the network,": [
+            shown(key) for key in (*shapes, *found.file.others) if key not in wanted
+        ],
+        "of another shape is": [key for key in wanted if key in shapes and shapes[key] != wanted[key]],
+        "not in floats is": [shown(key) for key, tensor in found.weights.items() if tensor.dtype not in FLOATS],
+    }
+    return "; ".join(f"{what} {some(keys)}" for what, keys in wrong.items() if keys)
+
+
+def _advice(file: WeightsFile) -> str:
+    """Which names fit a file."""
+    classes = registry.model_classes().values()
+    weights = {key: t for key, t in file.tensors.items() if not any(is_constant_buffer(cls, key) for cls in classes)}
+    if names := fitting_names(shapes_of(weights)):
+        return f"Its names and shapes are those of {some(names)}: give --name {names[0]} (name={names[0]!r})" + (
+            " or whichever it was made for." if names[1:] else "."
+        )
+    return (
+        "No network of the zoo at its named size and options has its names and shapes: build the one that it is for "
+        "with ditzoo.create() and its options, load it there, and save that."
+    )
+
+
+def _read_diffusers(src: Path, folder: Path, name: str | None) -> _Source:
+    options, state = read_diffusers_transformer(src)
+    place = PipelinePlace(folder.parent) if (folder.parent / PIPELINE_INDEX).is_file() else None
+    extra = (place and place.read_extra()) or {}
+    trained = extra.get("model") or (registry.model_info(name).config if name else {})
+    with torch.device("meta"):
+        model = DiT(**options, class_dropout_prob=trained.get("class_dropout_prob", 0.1))
+    model.load_state_dict(state, assign=True)
+    recipe = None
+    if extra:
+        recipe = Recipe.from_dict(extra["recipe"])
+    elif name:
+        recipe = registry.model_info(name).recipe
+    elif place and (scheduler := place.read(SCHEDULER_CONFIG)):
+        recipe = recipe_of_pipeline(scheduler, learned_variance=model.learn_sigma, **place.facts())
+    return _Source(model, recipe, extra.get("name", name), extra.get("label_names"))
+
+
+def _check_network(src: Path, model: DiffusionTransformer, name: str) -> None:
+    """Refuse a name of another network than that which a folder describes."""
+    info = registry.model_info(name)
+    if info.model_cls != type(model).__name__:
+        raise ValueError(f"{src} holds a {type(model).__name__}, and {name} is a {info.model_cls}; leave --name out.")
+    wanted, found = (
+        {**config, "class_dropout_prob": config["class_dropout_prob"] > 0} for config in (info.config, model.config)
+    )
+    wrong = [key for key in wanted if wanted[key] != found[key]]
+    if wrong:
+        entries = some([f"{key}={model.config[key]!r}, not {info.config[key]!r}" for key in wrong])
+        raise ValueError(f"{src} is not of {name}: it has {entries}; leave --name out, or give the right one.")
+
+
+def _read_ditzoo_folder(folder: Path) -> _Source:
+    config = read_json_object(folder / _CONFIG)
+    classes, path = registry.model_classes(), config.get("model_cls")
+    if path not in classes:
+        raise ValueError(
+            f"{folder / _CONFIG} is not what ditzoo or diffusers writes: it names no class of a registered model. Give "
+            "the file of weights in the folder, with --name."
+        )
+    with torch.device("meta"):
+        model = classes[path](**config["model"])
+    model.load_state_dict(read_checkpoint(folder).tensors, assign=True)
+    recipe = config.get("recipe")
+    return _Source(
+        model, None if recipe is None else Recipe.from_dict(recipe), config.get("name"), config.get("label_names")
+    )
+
+
+# Targets.
+
+
+def _cast(model: DiffusionTransformer, dtype: torch.dtype) -> None:
+    """Change the precision in place; refuse one whose range is too small."""
+    largest = torch.finfo(dtype).max
+    for key, parameter in model.named_parameters():
+        value = parameter.detach()
+        if not torch.equal(value.isfinite(), value.to(dtype).isfinite()):
+            raise ValueError(
+                f"{key} has values up to {float(value.abs().max()):.3g}, and {short(dtype)} ends at {largest:.3g}; "
+                "convert to bfloat16, which has the range of float32."
+            )
+        parameter.data = value.to(dtype)
+
+
+def _write_official_file(model: DiffusionTransformer, path: Path) -> None:
+    state = official_state(model)
+    with writing(path) as temporary:
+        if path.suffix in _PYTORCH:
+            torch.save(state, temporary)
+        else:
+            tensors = {key: tensor.contiguous() for key, tensor in state.items()}
+            save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def _write_ditzoo_folder(source: _Source, folder: Path, max_shard_size: int | str) -> None:
+    config = {
+        "ditzoo_version": __version__,
+        "name": source.name or type(source.model).__name__,
+        "model_cls": registry.class_path(type(source.model)),
+        "model": source.model.config,
+        "weak_model": None,
+        "recipe": None if source.recipe is None else source.recipe.to_dict(),
+        "label_names": None if source.label_names is None else list(source.label_names),
+    }
+    with writing_folder(folder) as temporary:
+        save_weights(source.model.state_dict(), temporary, max_shard_size=max_shard_size)
+        (temporary / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_diffusers_folder(source: _Source, src: Path, folder: Path, max_shard_size: int | str) -> None:
+    if source.recipe is None:
+        raise ValueError(
+            f"nothing in {src} says how the network is sampled, which diffusers' scheduler has to know; give --name "
+            "dit_xl_2.in256 (name='dit_xl_2.in256'), or whatever network of the zoo was trained in the same way."
+        )
+    assert isinstance(source.model, DiT)  # as `check_expressible` has made sure
+    names = None if source.label_names is None else list(source.label_names)
+    extra = {"name": source.name, "label_names": names}
+    write_folder(source.model, folder, source.recipe, max_shard_size=max_shard_size, extra=extra)
