@@ -16,8 +16,8 @@ from ditzoo import __version__
 
 if TYPE_CHECKING:
     from ditzoo.bench import QuickRun
-    from ditzoo.registry import ModelInfo
     from ditzoo.interop.convert import Layout
+    from ditzoo.registry import ModelInfo
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,11 +93,9 @@ def info(name: str) -> None:
 @click.option(
     "--weights",
     type=click.Choice(["ema", "raw"]),
-    default="ema",
-    show_default=True,
-    help="Of a training checkpoint: moving average or last step.",
+    help="Of a training checkpoint: moving average or last step; default: the average where there is one.",
 )
-def verify(name: str, checkpoint: str | None, device: str, dtype: str, weights: Literal["ema", "raw"]) -> None:
+def verify(name: str, checkpoint: str | None, device: str, dtype: str, weights: Literal["ema", "raw"] | None) -> None:
     """Check a network, and a file of weights for it, against what is known of the original.
 
     Size and hashes of a file of published weights that passes are recorded on this machine: `ditzoo info` shows them,
@@ -208,7 +206,9 @@ def sample(name: str, out: Path, **options: Any) -> None:
 @click.option("--results", type=click.Path(path_type=Path), help="results.jsonl of a benchmark, for the card.")
 @click.option("--samples", type=click.Path(path_type=Path), help="Picture for the card; default: drawn where quick.")
 @click.option("--draw/--no-draw", default=None, help="Draw samples however long it takes, or never.")
-def push(folder: Path, repo_id: str, results: Path | None, samples: Path | None, draw: bool | None, **options: Any) -> None:
+def push(
+    folder: Path, repo_id: str, results: Path | None, samples: Path | None, draw: bool | None, **options: Any
+) -> None:
     """Upload FOLDER, a model that was saved, to the Hugging Face Hub, with a model card.
 
     Log in first: `hf auth login`, or HF_TOKEN in the environment.

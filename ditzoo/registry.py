@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import fnmatch
 import inspect
-import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from threading import Condition, Lock, get_ident
 from typing import Any, Literal
 
@@ -209,7 +209,7 @@ def create(
     name: str,
     pretrained: bool = False,
     *,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: str | Path | None = None,
     weights: Literal["ema", "raw"] | None = None,
     strict: bool = True,
     dtype: torch.dtype | None = None,
@@ -250,7 +250,7 @@ def create(
     if isinstance(name, str) and name.startswith(_HUB_PREFIX):
         if checkpoint is not None:
             raise ValueError(
-                f"{name} has weights of its own, so that checkpoint {os.fspath(checkpoint)!r} has no place; leave it "
+                f"{name} has weights of its own, so that checkpoint {str(checkpoint)!r} has no place; leave it "
                 "out, or give a registry name instead of the repository."
             )
         from ditzoo.weights.sources import load_pretrained
@@ -537,8 +537,8 @@ def _no_weights(name: str) -> str:
     for tagged in list_models(pretrained=True):
         known[model_info(tagged).packaged].append(tagged)
     return (
-        f"No weights are published for {name}. Those of {', '.join(known[True])} come with ditzoo; the authors published "
-        f"those of {', '.join(known[False])}. Weights of your own are loaded by ditzoo.create({name!r}, "
+        f"No weights are published for {name}. Those of {', '.join(known[True])} come with ditzoo; published by their "
+        f"authors are those of {', '.join(known[False])}. Weights of your own are loaded by ditzoo.create({name!r}, "
         "checkpoint=path)."
     )
 

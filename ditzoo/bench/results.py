@@ -114,7 +114,7 @@ def evaluation_results(row: ResultRow) -> tuple[EvaluationResult, ...]:
     facts += [f"seed {row.seed}"]
     if "reference_samples" in row.frechet:
         facts.append(f"{row.frechet['reference_samples']:,} real images")
-    source = f"ditzoo's {row.suite} benchmark" + f", commit {row.commit[:12]}" * bool(row.commit)
+    source = f"ditzoo's {row.suite} benchmark" + (f", commit {row.commit[:12]}" if row.commit else "")
     names = {"frechet_distance": f"Frechet distance ({extractor})", "accuracy": f"accuracy ({extractor})"}
     return tuple(
         EvaluationResult(

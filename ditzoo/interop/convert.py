@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from safetensors.torch import save_file
 
-from ditzoo import __version__, registry
+from ditzoo import registry
 from ditzoo.interop.dit import check_expressible, warn_of_deviation
 from ditzoo.interop.folders import SCHEDULER_CONFIG, PipelinePlace, folder_warning, write_folder
 from ditzoo.interop.package import import_diffusers
 from ditzoo.interop.schedulers import recipe_of_pipeline
 from ditzoo.media.files import writing, writing_folder
-from ditzoo.models import DiffusionTransformer, DiT
+from ditzoo.models import DiffusionTransformer, DiT, ModelDetails
 from ditzoo.models.state_dicts import is_constant_buffer, official_state
-from ditzoo.recipe import Recipe
 from ditzoo.weights.checks import short, shown, some
 from ditzoo.weights.diffusers_names import (
     PIPELINE_INDEX,
@@ -28,33 +26,16 @@ from ditzoo.weights.diffusers_names import (
     read_diffusers_transformer,
     transformer_folder,
 )
-from ditzoo.weights.file_checks import fitting_names, wrong_buffers
-from ditzoo.weights.files import FLOATS, RAW_NESTS, Nest, WeightsFile, read_checkpoint
-from ditzoo.weights.json_files import read_json_object
+from ditzoo.weights.file_checks import wrong_buffers
+from ditzoo.weights.files import FLOATS, Nest, WeightsFile, read_checkpoint
+from ditzoo.weights.folders import CONFIG, DETAILS, WEAK_STEM, load_model, load_network, read_config, save_model
+from ditzoo.weights.lookalikes import fitting
 from ditzoo.weights.match import FileForNetwork, shapes_of
-from ditzoo.weights.shards import save_weights
+from ditzoo.weights.sources import published_details
 
 Layout = Literal["ditzoo", "official", "diffusers"]
 _PYTORCH, _SAFETENSORS = (".pt", ".pth"), ".safetensors"
-_CONFIG = "config.json"
 _PathLike = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Weights to convert, in a network of ditzoo.
-
-    Attributes:
-        model: its weights are mapped from the file where nothing had to be changed.
-        recipe: None where nothing says how the network is sampled.
-        name: in the registry; None where that is not known.
-        label_names: of the classes, likewise.
-    """
-
-    model: DiffusionTransformer
-    recipe: Recipe | None
-    name: str | None
-    label_names: Sequence[str] | None = None
 
 
 def convert(
@@ -105,18 +86,23 @@ def convert(
     _check_target(dst, to)
     if to == "diffusers":
         import_diffusers("converting to diffusers")
-    source = _read(src, name, weights)
+    model = _read(src, name, weights)
+    weak_model = _weak_model(src)
+    if to == "ditzoo":
+        with writing_folder(dst) as temporary:
+            save_model(model, temporary, weak_model=weak_model, max_shard_size=max_shard_size, dtype=dtype)
+        return dst
     if to == "diffusers":
-        check_expressible(source.model)
+        check_expressible(model)
     if dtype is not None:
-        _cast(source.model, dtype)
+        _cast(model, dtype)
     if to == "official":
-        _write_official_file(source.model, dst)
-    elif to == "ditzoo":
-        _write_ditzoo_folder(source, dst, max_shard_size)
+        _write_official_file(model, dst)
     else:
-        _write_diffusers_folder(source, src, dst, max_shard_size)
+        _write_diffusers_folder(model, src, dst, max_shard_size)
         warn_of_deviation(*folder_warning(dst))
+    if weak_model is not None:
+        warnings.warn(f"the weaker model of autoguidance in {src} has no place in {dst}.", stacklevel=2)
     return dst
 
 
@@ -141,31 +127,35 @@ def _check_target(dst: Path, to: Layout) -> None:
 # Sources.
 
 
-def _read(src: Path, name: str | None, weights: Nest) -> _Source:
+def _read(src: Path, name: str | None, weights: Nest) -> DiffusionTransformer:
+    """The network with its weights, mapped from the file where nothing had to be changed, and with its details."""
     if name is not None:
         registry.model_info(name)  # a wrong name is found before a large file is read
     if (folder := transformer_folder(src)) is not None:
-        source = _read_diffusers(src, folder, name)
-    elif (src / _CONFIG).is_file():
-        source = _read_ditzoo_folder(src)
+        model = _read_diffusers(src, folder, name)
+    elif (src / CONFIG).is_file():
+        model = load_model(src)
     else:
         return _read_official(src, name, weights)
     if name is not None:
-        _check_network(src, source.model, name)
-    return source
+        _check_network(src, model, name)
+    return model
 
 
-def _read_official(src: Path, name: str | None, weights: Nest) -> _Source:
+def _weak_model(src: Path) -> DiffusionTransformer | None:
+    """That of autoguidance, in a folder of ditzoo which has one."""
+    if transformer_folder(src) is not None or not (src / CONFIG).is_file():
+        return None
+    config = read_config(src)
+    return None if config.weak_network is None else load_network(config, config.weak_network, WEAK_STEM)
+
+
+def _read_official(src: Path, name: str | None, weights: Nest) -> DiffusionTransformer:
     """The authors' weights, which do not say what network they are for."""
     file = read_checkpoint(src, weights=weights)
-    if weights == "ema" and file.nest in RAW_NESTS:
-        raise ValueError(
-            f"{src} holds no averaged weights; those of the last step are under {file.nest!r}: take them with "
-            "--weights raw (weights='raw')."
-        )
     if is_diffusers_state(file.tensors):
         raise ValueError(
-            f"{src} has the names of diffusers, and no {_CONFIG} beside it says what it is: give the folder that "
+            f"{src} has the names of diffusers, and no {CONFIG} beside it says what it is: give the folder that "
             "diffusers saved."
         )
     if name is None:
@@ -181,8 +171,9 @@ def _read_official(src: Path, name: str | None, weights: Nest) -> _Source:
             "another order. Take the authors' own file."
         )
     model.load_state_dict(dict(found.weights), assign=True)
-    recipe = registry.model_info(name).recipe
-    return _Source(model, recipe and replace(recipe, weights=weights), name)
+    details = published_details(name, model.num_classes)
+    model.details = replace(details, recipe=details.recipe and replace(details.recipe, weights=weights))
+    return model
 
 
 def _differences(found: FileForNetwork) -> str:
@@ -202,7 +193,7 @@ def _advice(file: WeightsFile) -> str:
     """Which names fit a file."""
     classes = registry.model_classes().values()
     weights = {key: t for key, t in file.tensors.items() if not any(is_constant_buffer(cls, key) for cls in classes)}
-    if names := fitting_names(shapes_of(weights)):
+    if names := fitting(shapes_of(weights)):
         return f"Its names and shapes are those of {some(names)}: give --name {names[0]} (name={names[0]!r})" + (
             " or whichever it was made for." if names[1:] else "."
         )
@@ -212,7 +203,7 @@ def _advice(file: WeightsFile) -> str:
     )
 
 
-def _read_diffusers(src: Path, folder: Path, name: str | None) -> _Source:
+def _read_diffusers(src: Path, folder: Path, name: str | None) -> DiffusionTransformer:
     options, state = read_diffusers_transformer(src)
     place = PipelinePlace(folder.parent) if (folder.parent / PIPELINE_INDEX).is_file() else None
     extra = (place and place.read_extra()) or {}
@@ -220,14 +211,15 @@ def _read_diffusers(src: Path, folder: Path, name: str | None) -> _Source:
     with torch.device("meta"):
         model = DiT(**options, class_dropout_prob=trained.get("class_dropout_prob", 0.1))
     model.load_state_dict(state, assign=True)
-    recipe = None
     if extra:
-        recipe = Recipe.from_dict(extra["recipe"])
-    elif name:
-        recipe = registry.model_info(name).recipe
-    elif place and (scheduler := place.read(SCHEDULER_CONFIG)):
+        kept = {entry: extra[entry] for entry in DETAILS if entry in extra}
+        model.details = ModelDetails.from_dict(kept)
+        return model
+    recipe = registry.model_info(name).recipe if name else None
+    if recipe is None and place and (scheduler := place.read(SCHEDULER_CONFIG)):
         recipe = recipe_of_pipeline(scheduler, learned_variance=model.learn_sigma, **place.facts())
-    return _Source(model, recipe, extra.get("name", name), extra.get("label_names"))
+    model.details = ModelDetails(name=name, recipe=recipe)
+    return model
 
 
 def _check_network(src: Path, model: DiffusionTransformer, name: str) -> None:
@@ -242,23 +234,6 @@ def _check_network(src: Path, model: DiffusionTransformer, name: str) -> None:
     if wrong:
         entries = some([f"{key}={model.config[key]!r}, not {info.config[key]!r}" for key in wrong])
         raise ValueError(f"{src} is not of {name}: it has {entries}; leave --name out, or give the right one.")
-
-
-def _read_ditzoo_folder(folder: Path) -> _Source:
-    config = read_json_object(folder / _CONFIG)
-    classes, path = registry.model_classes(), config.get("model_cls")
-    if path not in classes:
-        raise ValueError(
-            f"{folder / _CONFIG} is not what ditzoo or diffusers writes: it names no class of a registered model. Give "
-            "the file of weights in the folder, with --name."
-        )
-    with torch.device("meta"):
-        model = classes[path](**config["model"])
-    model.load_state_dict(read_checkpoint(folder).tensors, assign=True)
-    recipe = config.get("recipe")
-    return _Source(
-        model, None if recipe is None else Recipe.from_dict(recipe), config.get("name"), config.get("label_names")
-    )
 
 
 # Targets.
@@ -287,28 +262,12 @@ def _write_official_file(model: DiffusionTransformer, path: Path) -> None:
             save_file(tensors, temporary, metadata={"format": "pt"})
 
 
-def _write_ditzoo_folder(source: _Source, folder: Path, max_shard_size: int | str) -> None:
-    config = {
-        "ditzoo_version": __version__,
-        "name": source.name or type(source.model).__name__,
-        "model_cls": registry.class_path(type(source.model)),
-        "model": source.model.config,
-        "weak_model": None,
-        "recipe": None if source.recipe is None else source.recipe.to_dict(),
-        "label_names": None if source.label_names is None else list(source.label_names),
-    }
-    with writing_folder(folder) as temporary:
-        save_weights(source.model.state_dict(), temporary, max_shard_size=max_shard_size)
-        (temporary / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_diffusers_folder(source: _Source, src: Path, folder: Path, max_shard_size: int | str) -> None:
-    if source.recipe is None:
+def _write_diffusers_folder(model: DiffusionTransformer, src: Path, folder: Path, max_shard_size: int | str) -> None:
+    recipe = model.details.recipe
+    if recipe is None:
         raise ValueError(
             f"nothing in {src} says how the network is sampled, which diffusers' scheduler has to know; give --name "
             "dit_xl_2.in256 (name='dit_xl_2.in256'), or whatever network of the zoo was trained in the same way."
         )
-    assert isinstance(source.model, DiT)  # as `check_expressible` has made sure
-    names = None if source.label_names is None else list(source.label_names)
-    extra = {"name": source.name, "label_names": names}
-    write_folder(source.model, folder, source.recipe, max_shard_size=max_shard_size, extra=extra)
+    assert isinstance(model, DiT)  # as `check_expressible` has made sure
+    write_folder(model, folder, recipe, max_shard_size=max_shard_size, extra=model.details.to_dict())

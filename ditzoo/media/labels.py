@@ -51,6 +51,13 @@ class LabelNames:
         words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
         return cls([f"{digit}, {word}" for digit, word in enumerate(words)])
 
+    @classmethod
+    def of_data(cls, data: str | None) -> LabelNames | None:
+        """The names of the classes of a data set, as published weights name it; None where they are not known."""
+        if data is not None and data.startswith("ImageNet-1k"):
+            return cls.imagenet()
+        return cls.digits() if data is not None and data.endswith("load_digits") else None
+
     def __len__(self) -> int:
         return len(self._names)
 

@@ -24,6 +24,9 @@ from ditzoo.models.state_dicts import accept_official_state
 from ditzoo.models.tables import PositionTable
 from ditzoo.recipe import Recipe
 
+if TYPE_CHECKING:
+    from ditzoo.weights import LoadResult
+
 
 class Intermediates(NamedTuple):
     """What `forward_intermediates` returns.
@@ -107,6 +110,8 @@ class DiffusionTransformer(nn.Module):
         self.grad_checkpointing = False
         #: what is known of the model besides its network; travels with its weights
         self.details = ModelDetails()
+        #: what became of the weights that were loaded, a `ditzoo.weights.LoadResult`; None for fresh ones
+        self.load_result: LoadResult | None = None
         self.register_load_state_dict_pre_hook(accept_official_state)
 
     # What a family provides.

@@ -104,7 +104,11 @@ def _summary(model: DiffusionTransformer, details: ModelDetails) -> str:
 def _usage(details: ModelDetails, repo_id: str) -> str:
     lines = ["import ditzoo", "", f'model = ditzoo.create("hf-hub:{repo_id}")']
     if details.recipe is not None:
-        lines += ["", f'pipe = ditzoo.Pipeline.from_pretrained("hf-hub:{repo_id}")', 'pipe(num_images=16).save("samples.png")']
+        lines += [
+            "",
+            f'pipe = ditzoo.Pipeline.from_pretrained("hf-hub:{repo_id}")',
+            'pipe(num_images=16).save("samples.png")',
+        ]
     return _fenced("\n".join(lines), "python")
 
 
@@ -125,7 +129,10 @@ def _model_lines(model: DiffusionTransformer, details: ModelDetails) -> list[tup
 
 def _results(results: tuple[EvaluationResult, ...]) -> str:
     rows = [
-        " | ".join(_cell(text) for text in (result.metric, f"{result.value:.6g}", result.dataset, result.settings, result.source))
+        " | ".join(
+            _cell(text)
+            for text in (result.metric, f"{result.value:.6g}", result.dataset, result.settings, result.source)
+        )
         for result in results
     ]
     head = "| metric | value | against | settings | source |\n|---|---|---|---|---|"

@@ -27,7 +27,8 @@ from ditzoo.weights.folders import (
     rewrite_details,
     save_model,
 )
-from ditzoo.weights.hub import push_folder, without_tokens
+from ditzoo.weights.hub import push_folder
+from ditzoo.weights.hub_errors import without_tokens
 from ditzoo.weights.sources import fetch_model_folder
 
 if TYPE_CHECKING:
@@ -58,9 +59,7 @@ def push_model(
     details = details or model.details
     with TemporaryDirectory(prefix="ditzoo-push-") as name:
         folder = Path(name)
-        save_model(
-            model, folder, details=details, weak_model=weak_model, max_shard_size=max_shard_size, dtype=dtype
-        )
+        save_model(model, folder, details=details, weak_model=weak_model, max_shard_size=max_shard_size, dtype=dtype)
         _add_card(folder, _Shown(model, details, weak_model), repo_id, samples)
         return push_folder(folder, repo_id, **where)
 

@@ -11,7 +11,7 @@ from ditzoo import registry
 from ditzoo.models import PublishedFile
 from ditzoo.registry import MissingWeightsError
 from ditzoo.weights.download import fetch_url
-from ditzoo.weights.hub import DownloadError, fetch_file, fetch_folder
+from ditzoo.weights.hub import DownloadError, fetch_file, fetch_transformer
 from ditzoo.weights.records import load_records
 
 _logger = logging.getLogger("ditzoo")
@@ -78,7 +78,7 @@ def _fetch(file: PublishedFile) -> Path:
         return fetch_url(file.url, filename=file.name, sha256=file.sha256, num_bytes=file.num_bytes)
     assert file.repo_id is not None, "a PublishedFile has one place"
     if file.layout == "diffusers":
-        return fetch_folder(file.repo_id, file.name, revision=file.revision)
+        return fetch_transformer(file.repo_id, file.name, revision=file.revision)
     path = fetch_file(file.repo_id, file.name, revision=file.revision)
     found = path.stat().st_size
     if file.num_bytes not in (None, found):

@@ -26,7 +26,7 @@ _INTEGERS = (torch.int16, torch.int32, torch.int64)
 _HALVES = (torch.float16, torch.bfloat16)
 
 
-def file_checks(found: FileForNetwork, asked: Nest, device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
+def file_checks(found: FileForNetwork, asked: Nest | None, device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
     model, shapes, wanted = found.model, found.shapes, found.wanted
     yield _container_check(found.file, asked)
     yield _zip_check(found.file)
@@ -51,9 +51,9 @@ def file_checks(found: FileForNetwork, asked: Nest, device: torch.device, dtype:
     yield from (_forward_check(found, device, dtype), digest)
 
 
-def _container_check(file: WeightsFile, asked: Nest) -> Check:
+def _container_check(file: WeightsFile, asked: Nest | None) -> Check:
     details = "" if file.nest is None else f"weights under {file.nest!r}"
-    if file.nest not in (None, "ema") and asked == "ema":
+    if file.nest not in (None, "ema") and asked is None:
         details += "; there is no 'ema'"
     return Check("file", "note", f"{file.container}, {file.num_bytes:,} bytes", details=details)
 

@@ -54,14 +54,15 @@ class WeightsFile:
     others: dict[str, str]
 
 
-def load_state_dict(path: Path | str, *, weights: Nest = "ema") -> dict[str, Tensor]:
+def load_state_dict(path: Path | str, *, weights: Nest | None = None) -> dict[str, Tensor]:
     """The state dict on disk, ready for `model.load_state_dict(state, assign=True)`.
 
     Args:
         path: a safetensors file, the index of its shards (`model.safetensors.index.json`) or a PyTorch checkpoint, told
             apart by content; or a folder that holds one of `model.safetensors`, `diffusion_pytorch_model.safetensors`
             and their indexes, or `diffusion_pytorch_model.bin`.
-        weights: of a training checkpoint that holds both, the moving average (`"ema"`) or the last step (`"raw"`).
+        weights: of a training checkpoint, the moving average (`"ema"`) or the last step (`"raw"`); None takes the
+            average where there is one. Of a bare state dict nobody can tell which it is.
 
     Returns:
         Name -> tensor on the CPU, mapped from the file: memory is used when a tensor is.
@@ -74,10 +75,10 @@ def load_state_dict(path: Path | str, *, weights: Nest = "ema") -> dict[str, Ten
     return read_checkpoint(path, weights=weights).tensors
 
 
-def read_checkpoint(path: Path | str, *, weights: Nest = "ema") -> WeightsFile:
+def read_checkpoint(path: Path | str, *, weights: Nest | None = None) -> WeightsFile:
     """As `load_state_dict`, with what else the file tells. The same errors."""
-    if weights not in get_args(Nest):
-        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}.")
+    if weights not in (None, *get_args(Nest)):
+        raise ValueError(f"weights must be 'ema', 'raw' or None, got {weights!r}.")
     if not str(path):
         raise ValueError("PATH is empty; name a file of weights.")
     path = Path(path)
@@ -142,15 +143,20 @@ def _check_readable(path: Path, name: str, tensor: Tensor, num_bytes: int) -> No
         raise ValueError(damaged(path, f"{shown(name)} claims {tensor.nbytes:,} bytes, more than there are"))
 
 
-def _find_state(path: Path, content: Any, weights: Nest) -> tuple[str | None, Mapping[str, Any]]:
+def _find_state(path: Path, content: Any, weights: Nest | None) -> tuple[str | None, Mapping[str, Any]]:
     """The state dict in what a file holds, and the name of its nest."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict.")
     nests = {name: content[name] for name in ("ema", *RAW_NESTS) if isinstance(content.get(name), Mapping)}
-    order = ("ema", *RAW_NESTS) if weights == "ema" else RAW_NESTS
+    order = {"ema": ("ema",), "raw": RAW_NESTS, None: ("ema", *RAW_NESTS)}[weights]
     for name in order:
         if name in nests:
             return name, nests[name]
-    if nests:  # raw weights were asked for
+    if nests and weights == "ema":
+        raise ValueError(
+            f"{path} holds no averaged weights; those of the last step are under {next(iter(nests))!r}: take them with "
+            "--weights raw (weights='raw')."
+        )
+    if nests:
         raise ValueError(f"{path} holds averaged weights alone, under 'ema'; ask for those (--weights ema).")
     return None, content

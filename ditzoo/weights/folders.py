@@ -6,37 +6,39 @@ The same folder is what travels through the Hub, and what `Pipeline.save_pretrai
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ditzoo import __version__, registry
 from ditzoo.media import LabelNames
 from ditzoo.media.files import writing, writing_into
 from ditzoo.models import DiffusionTransformer, ModelDetails
 from ditzoo.weights.checks import message, shown, some
-from ditzoo.weights.files import FLOATS, WeightsFile, read_checkpoint, warn_of_non_finite
-from ditzoo.weights.hub import without_tokens
+from ditzoo.weights.files import WeightsFile, read_checkpoint
+from ditzoo.weights.hub_errors import without_tokens
+from ditzoo.weights.index import INDEX_SUFFIX, check_inside
 from ditzoo.weights.json_files import read_json_object
 from ditzoo.weights.loading import load_weights
-from ditzoo.weights.match import shapes_of
-from ditzoo.weights.shards import MAX_SHARD_SIZE, save_weights
+from ditzoo.weights.shards import save_weights
+from ditzoo.weights.values import warn_of_non_finite
 
 #: Of `CONFIG`. A folder of an earlier version is read for ever; tests/weights/folders keeps one of each.
 SCHEMA_VERSION = 1
 CONFIG, STEM, WEAK_STEM = "config.json", "model", "weak_model"
 #: Of the names of files of weights, as patterns.
-_ENDINGS = (".safetensors", ".safetensors.index.json", "-?????-of-?????.safetensors")
+_ENDINGS = (".safetensors", INDEX_SUFFIX, "-?????-of-?????.safetensors")
 #: What `CONFIG` says of a network, by type.
 _NETWORK = {"model_cls": str, "model": dict}
-_DETAILS = tuple(f.name for f in fields(ModelDetails))
+#: Entries of `CONFIG` that are the model's details.
+DETAILS = tuple(f.name for f in fields(ModelDetails))
 #: Options that count blocks.
 _BLOCK_COUNTS = ("depth", "blocks", "decode_layer")
-_ENTRIES = {"schema_version", "ditzoo_version", *_NETWORK, WEAK_STEM, *_DETAILS}
+_ENTRIES = {"schema_version", "ditzoo_version", *_NETWORK, WEAK_STEM, *DETAILS}
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def save_model(
     *,
     details: ModelDetails | None = None,
     weak_model: DiffusionTransformer | None = None,
-    max_shard_size: int | str = MAX_SHARD_SIZE,
+    max_shard_size: int | str = "5GB",
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write `config.json` and the weights, in one file or, above `max_shard_size`, in shards with an index.
@@ -162,29 +164,37 @@ def load_network(
     overrides: Mapping[str, Any] | None = None,
 ) -> DiffusionTransformer:
     """One of the networks that a folder describes, with its weights; `load_model` without reading the config."""
-    folder, overrides = config.path.parent, dict(overrides or {})
-    weights = find_weights(folder, stem)
+    weights, overrides = find_weights(config.path.parent, stem), dict(overrides or {})
     file = read_checkpoint(weights)
     model_cls = _find_class(config.path, network.model_cls)
     registry.check_option_names(network.model_cls, model_cls, overrides)
-    saved = _build(config.path, network, model_cls, file)
-    if strict and (why := _misfit(saved, file.tensors)):
-        raise ValueError(
-            f"{weights} does not fit the {model_cls.__name__} that {CONFIG} beside it describes: {why}. The two are "
-            "written together: fetch the whole folder, or save the model again."
-        )
+    model = _build(config.path, network, model_cls, file)
     if stem == STEM:
-        _check_labels(config, saved.num_classes)
-    model = saved if not overrides else construct(model_cls, {**network.options, **overrides}, meta=True)
-    if not is_own(network.model_cls):
+        _check_labels(config, model.num_classes)
+    with _named_misfit(weights, model_cls):
+        result = load_weights(model, file.tensors, strict=strict)
+    if overrides or not is_own(network.model_cls):
         # The constructor of another package may compute tensors that no state dict has.
-        model = construct(model_cls, model.config, meta=False)
-    model.load_result = load_weights(model, file, source=saved.config if overrides else None, strict=strict)
-    warn_of_non_finite(file)
+        saved = model.config
+        model = construct(model_cls, {**saved, **overrides}, meta=is_own(network.model_cls))
+        result = load_weights(model, file.tensors, source=saved if overrides else None, strict=strict)
+    warn_of_non_finite(file.tensors, source=weights)
+    model.load_result = result
     model.details = config.details
     if overrides and len(config.details.label_names or ()) != model.num_classes:
         model.details = replace(config.details, label_names=None)
     return model if dtype is None else model.to(dtype)
+
+
+@contextmanager
+def _named_misfit(weights: Path, model_cls: type[DiffusionTransformer]) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"{weights} does not fit the {model_cls.__name__} that {CONFIG} beside it describes: "
+            f"{str(error).rstrip('.')}. The two are written together: fetch the whole folder, or save the model again."
+        ) from error
 
 
 def read_config(folder: Path) -> FolderConfig:
@@ -197,6 +207,7 @@ def read_config(folder: Path) -> FolderConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: give a folder that save_pretrained() wrote.")
+    check_inside(path)
     entries = read_json_object(path)
     version = entries.get("schema_version", 1)
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
@@ -215,14 +226,19 @@ def read_config(folder: Path) -> FolderConfig:
     weak = entries.get(WEAK_STEM)
     weak_network = None if weak is None else _network(f"{WEAK_STEM} in {path}", weak)
     try:
-        details = ModelDetails.from_dict({name: entries[name] for name in _DETAILS if name in entries})
+        details = ModelDetails.from_dict({name: entries[name] for name in DETAILS if name in entries})
         if details.label_names is not None:
-            LabelNames(details.label_names)
+            _check_names(details.label_names)
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path}: {str(error).rstrip('.')}. Mend the entry, or save the model again."
-        ) from error
+        raise ValueError(f"{path}: {str(error).rstrip('.')}. Mend the entry, or save the model again.") from error
     return FolderConfig(path, network, weak_network, details)
+
+
+def _check_names(label_names: Sequence[str]) -> None:
+    try:
+        LabelNames(label_names)
+    except ValueError as error:
+        raise ValueError(f"label_names: {error}") from error
 
 
 def _check_labels(config: FolderConfig, num_classes: int) -> None:
@@ -291,13 +307,12 @@ def is_own(path: str) -> bool:
 
 def find_weights(folder: Path, stem: str = STEM) -> Path:
     """The file of weights, or the index of its shards."""
-    single = folder / f"{stem}.safetensors"
-    index = folder / f"{stem}.safetensors.index.json"
-    if single.is_file():
-        return single
-    if index.is_file():
-        return index
-    raise FileNotFoundError(f"{single} is missing; fetch the whole folder, or save the model again.")
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}{INDEX_SUFFIX}"
+    found = next((path for path in (single, index) if path.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{single} is missing; fetch the whole folder, or save the model again.")
+    check_inside(found)
+    return found
 
 
 def _find_class(path: Path, name: str) -> type[DiffusionTransformer]:
@@ -321,20 +336,3 @@ def _find_class(path: Path, name: str) -> type[DiffusionTransformer]:
         f"{path} names the model class {shown(word)!r} of the package {shown(package)!r} ({shown(name)}), "
         f"which no registered model has. {remedy}"
     )
-
-
-def _misfit(model: DiffusionTransformer, state: Mapping[str, Tensor]) -> str:
-    """What sets names, shapes and kinds of a file's tensors apart from a model's; empty if nothing does."""
-    tensors = model.state_dict()
-    wanted, found = shapes_of(tensors), shapes_of(state)
-    both = [name for name in wanted if name in found]
-    differences = {
-        "it lacks": [name for name in wanted if name not in found],
-        "it has, besides those of the model,": [shown(name) for name in found if name not in wanted],
-        "of another shape is": [name for name in both if found[name] != wanted[name]],
-        "not in floats is": [
-            name for name in both if tensors[name].dtype in FLOATS and state[name].dtype not in FLOATS
-        ],
-    }
-    return "; ".join(f"{what} {some(names)}" for what, names in differences.items() if names)
-

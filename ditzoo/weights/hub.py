@@ -15,7 +15,16 @@ from pathlib import Path, PurePosixPath
 from ditzoo import __version__
 from ditzoo.weights.hub_errors import DownloadError, Errand, UploadError, holds_token, plain_errors
 
-__all__ = ["DownloadError", "HubName", "UploadError", "fetch_file", "fetch_folder", "is_hub_name", "push_folder"]
+__all__ = [
+    "DownloadError",
+    "HubName",
+    "UploadError",
+    "fetch_file",
+    "fetch_folder",
+    "fetch_transformer",
+    "is_hub_name",
+    "push_folder",
+]
 
 _PREFIX = "hf-hub:"
 _FORMS = "hf-hub:user/repo, hf-hub:user/repo@revision or hf-hub:user/repo/path/to/file.pt@revision"
@@ -140,6 +149,28 @@ def fetch_folder(repo_id: str, *, revision: str | None = None, patterns: Sequenc
         if not folder.is_dir():
             raise errand.error(f"it holds no file {' or '.join(patterns)}. Its files: {errand.address}/tree/main.")
         return folder
+
+
+def fetch_transformer(repo_id: str, folder: str = "transformer", *, revision: str | None = None) -> Path:
+    """The network in a repository of diffusers' layout: its configuration and weights, without the other parts.
+
+    Args:
+        repo_id: `user/repo`.
+        folder: of the network.
+        revision: branch, tag or commit; None for the main branch.
+
+    Returns:
+        That folder in the cache of the Hub's client; not to be written to. Weights in a pickle are fetched only where
+        there are no others.
+
+    Raises:
+        DownloadError, ValueError: as `fetch_folder`.
+    """
+    safe = [f"{folder}/*.json", f"{folder}/*.safetensors"]
+    found = fetch_folder(repo_id, revision=revision, patterns=safe) / folder
+    if not any(found.glob("*.safetensors")):
+        found = fetch_folder(repo_id, revision=revision, patterns=[*safe, f"{folder}/*.bin"]) / folder
+    return found
 
 
 def push_folder(

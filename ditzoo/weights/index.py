@@ -8,8 +8,8 @@ from pathlib import Path, PureWindowsPath
 
 from torch import Tensor
 
-from ditzoo.weights.checks import message, shown, some
-from ditzoo.weights.refusals import MAX_JSON_BYTES, parse_json
+from ditzoo.weights.checks import shown, some
+from ditzoo.weights.json_files import read_json_object
 from ditzoo.weights.safetensors_files import read_safetensors
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -86,13 +86,7 @@ def read_index(path: Path) -> dict[str, list[str]]:
     Raises:
         ValueError: it is damaged or no index, or a file's name could lead elsewhere.
     """
-    if (size := path.stat().st_size) > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes; an index has at most {MAX_JSON_BYTES:,}. Fetch it again.")
-    try:
-        content = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({message(error)}); fetch it again.") from error
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(
             f"{path} is JSON, not weights: it has no 'weight_map' that says in which file each tensor is. Name the "

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ditzoo.weights.checks import message
+from ditzoo.weights.checks import message, shown
 
-#: Configurations have a few kilobytes, and the index of a large model a few hundred.
-MAX_BYTES = 32 * 2**20
+#: Longest JSON that is parsed, a configuration, a header or an index: enough for 100,000 tensors.
+MAX_BYTES = 10**7
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -17,21 +17,31 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: where the file cannot be read.
-        ValueError: for a file that is too large, no JSON, or JSON of something else than an object; numbers that JSON
-            does not have (NaN, Infinity), and names that stand twice in one object, are refused too.
+        ValueError: for a file that is too large, what `parse_json` refuses, or JSON of something else than an object.
     """
     if (size := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes, and at most {MAX_BYTES:,} are read; it is not what it should be.")
+        raise ValueError(f"{path} has {size:,} bytes; JSON of at most {MAX_BYTES:,} is read. Fetch it again.")
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deep; it is not what it should be.") from error
-    except ValueError as error:  # no UTF-8, no JSON, or refused below
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} is no JSON ({message(error)}); save or fetch it again.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__} where an object was expected; save or fetch it again.")
+        kind = type(content).__name__
+        raise ValueError(f"{path} holds a {kind} where an object was expected; save or fetch it again.")
     return content
+
+
+def parse_json(text: bytes) -> Any:
+    """JSON without the numbers that JSON does not have (NaN, Infinity), and in which no key stands twice: of two equal
+    ones, readers differ in which they take.
+
+    Raises:
+        ValueError: it is no such JSON, or nested too deep.
+    """
+    try:
+        return json.loads(text.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -42,6 +52,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name!r:.60} stands twice")
+            raise ValueError(f"{shown(repr(name))} stands there twice")
         found[name] = value
     return found

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
-
-#: Longest JSON that is parsed, a header or an index: enough for 100,000 tensors.
-MAX_JSON_BYTES = 10**7
 
 
 def read_head(path: Path) -> bytes:
@@ -32,26 +26,6 @@ def read_head(path: Path) -> bytes:
     if not head:
         raise ValueError(f"{path} is empty (0 bytes); fetch it again.")
     return head
-
-
-def parse_json(text: bytes) -> Any:
-    """JSON in which no key stands twice: of two equal ones, readers differ in which they take.
-
-    Raises:
-        ValueError: it is no JSON, or nested too deep, or has a key twice.
-    """
-
-    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise ValueError(f"{next(key for key in content if keys.count(key) > 1)!r:.100} stands there twice")
-        return content
-
-    try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
 
 
 def damaged(path: Path, reason: str) -> str:

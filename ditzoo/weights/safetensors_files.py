@@ -9,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ditzoo.weights.checks import message, shown
-from ditzoo.weights.refusals import MAX_JSON_BYTES, damaged, no_weights, parse_json, read_head, unknown_dtype
+from ditzoo.weights.json_files import MAX_BYTES, parse_json
+from ditzoo.weights.refusals import damaged, no_weights, read_head, unknown_dtype
 
 #: Beyond this the first bytes are no length of a header, but text.
 _MAX_LENGTH = 10**8
@@ -33,9 +34,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     head = read_head(path)
     if not is_safetensors(head):
         raise ValueError(no_weights(path, head))
-    if _header_length(head) > MAX_JSON_BYTES:
+    if _header_length(head) > MAX_BYTES:
         raise ValueError(
-            f"{path} has a header of {_header_length(head):,} bytes, more than the {MAX_JSON_BYTES:,} that names and "
+            f"{path} has a header of {_header_length(head):,} bytes, more than the {MAX_BYTES:,} that names and "
             "shapes of any weights need; it is no file of weights."
         )
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +13,45 @@ import torch
 from torch import Tensor
 
 from ditzoo import registry
-from ditzoo.models import DiffusionTransformer, ModelDetails
-from ditzoo.weights.diffusers_names import ditzoo_state, is_diffusers_state, read_diffusers_transformer
-from ditzoo.weights.download import fetch_published, fetch_url
-from ditzoo.weights.files import Nest, read_checkpoint, warn_of_non_finite
+from ditzoo.media import LabelNames
+from ditzoo.models import DiffusionTransformer, DiT, ModelDetails
+from ditzoo.weights.catalogue import fetch_published, note_licence
+from ditzoo.weights.diffusers_names import (
+    PIPELINE_INDEX,
+    is_diffusers_state,
+    official_state,
+    read_diffusers_transformer,
+    transformer_folder,
+)
+from ditzoo.weights.download import fetch_url
+from ditzoo.weights.files import RAW_NESTS, Nest, read_checkpoint
 from ditzoo.weights.folders import CONFIG, construct, find_weights, is_own, load_model, read_config
-from ditzoo.weights.hub import HubName, fetch_file, fetch_folder, is_hub_name
-from ditzoo.weights.licences import note_licence
+from ditzoo.weights.hub import HubName, fetch_file, fetch_folder, fetch_transformer, is_hub_name
 from ditzoo.weights.loading import load_weights
 from ditzoo.weights.packaged import packaged_file
+from ditzoo.weights.values import warn_of_non_finite
 
-#: A folder of `DiTPipeline`, and its part that has the network.
-_PIPELINE, _TRANSFORMER = "model_index.json", "transformer"
+_logger = logging.getLogger("ditzoo")
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Weights and, where their place tells, the options of the network that they are for."""
+    """Weights, and what their place tells of the network that they are for.
 
+    Attributes:
+        place: for messages.
+        tensors: under the official names, or those of diffusers.
+        nest: the entry of the file in which they stood.
+        model_cls: by `registry.class_path`.
+        options: constructor arguments.
+        details: of the model.
+    """
+
+    place: Path
     tensors: Mapping[str, Tensor]
-    nest: str | None
-    options: Mapping[str, Any] | None = None
+    nest: str | None = None
     model_cls: str | None = None
+    options: Mapping[str, Any] | None = None
     details: ModelDetails | None = None
 
 
@@ -57,20 +76,28 @@ def create_pretrained(
         checkpoint: None takes the name's own weights.
         weights, strict, dtype: as `ditzoo.create` has them.
     """
-    if checkpoint is None:
-        if registry.model_info(name).packaged:
-            with packaged_file(name) as path:
-                return _finish(_read(path, weights), name, model_cls, config, overrides, strict, dtype or torch.float32)
+    info = registry.model_info(name)
+    options = {**config, **overrides}
+    # Before anything is fetched: a wrong option should be told at once.
+    model = construct(model_cls, options, meta=is_own(registry.class_path(model_cls)))
+    if info.source is not None:
         note_licence(name)
-        checkpoint = fetch_published(name)
-    return _finish(_open(checkpoint, weights), name, model_cls, config, overrides, strict, dtype)
+    if checkpoint is None and info.packaged:
+        dtype = dtype or torch.float32  # they are kept in half of it, to be small
+    with _opened(name, checkpoint, weights, packaged=info.packaged) as source:
+        _load(model, source, name, config, overrides, strict)
+        # While the file is there: it may be a temporary one.
+        model.to(device=torch.get_default_device(), dtype=dtype)
+    model.details = source.details or published_details(name, model.num_classes)
+    return model
 
 
 def load_pretrained(
     folder_or_id: Path | str, *, dtype: torch.dtype | None = None, strict: bool = True, **overrides: Any
 ) -> DiffusionTransformer:
     """See `DiffusionTransformer.from_pretrained`."""
-    folder = fetch_model_folder(str(folder_or_id)) if is_hub_name(str(folder_or_id)) else Path(folder_or_id)
+    is_hub = is_hub_name(str(folder_or_id))
+    folder = fetch_model_folder(str(folder_or_id)) if is_hub else Path(folder_or_id)
     return load_model(folder, dtype=dtype, strict=strict, **overrides).to(torch.get_default_device())
 
 
@@ -93,60 +120,77 @@ def fetch_model_folder(name: str) -> Path:
     return fetch_folder(hub.repo_id, revision=hub.revision)
 
 
-def _open(source: Path | str, weights: Nest | None) -> _Source:
-    """The weights in a file or folder of this machine, behind an address, or on the Hub."""
-    text = str(source)
+@contextmanager
+def _opened(name: str, checkpoint: Path | str | None, weights: Nest | None, packaged: bool) -> Iterator[_Source]:
+    """The weights of a name, or of a file or folder of this machine, behind an address, or on the Hub."""
+    if checkpoint is not None:
+        yield _open(_fetched(checkpoint), weights)
+    elif packaged:
+        with packaged_file(name) as path:
+            yield _open(path, weights)
+    else:
+        yield _open(fetch_published(name), weights)
+
+
+def _fetched(checkpoint: Path | str) -> Path:
+    text = str(checkpoint)
     if is_hub_name(text):
         hub = HubName.parse(text)
         if hub.path is not None:
-            return _read(fetch_file(hub.repo_id, hub.path, revision=hub.revision), weights)
-        return _open_folder(fetch_folder(hub.repo_id, revision=hub.revision), weights)
+            return fetch_file(hub.repo_id, hub.path, revision=hub.revision)
+        folder = fetch_folder(hub.repo_id, revision=hub.revision, patterns=["*.json"])
+        if (folder / PIPELINE_INDEX).is_file():
+            return fetch_transformer(hub.repo_id, revision=hub.revision)
+        return fetch_folder(hub.repo_id, revision=hub.revision)
     if text.startswith(("https://", "http://")):
-        return _read(fetch_url(text), weights)
-    path = Path(source)
-    return _open_folder(path, weights) if path.is_dir() else _read(path, weights)
+        return fetch_url(text)
+    return Path(checkpoint)
 
 
-def _open_folder(folder: Path, weights: Nest | None) -> _Source:
-    if (folder / _PIPELINE).is_file() or (folder / _TRANSFORMER / CONFIG).is_file():
-        return _open_folder(folder / _TRANSFORMER, weights)
-    if (folder / CONFIG).is_file():
-        if is_transformer(folder):
-            options, tensors = read_diffusers_transformer(folder)
-            return _Source(tensors, None, options, "ditzoo.models.DiT")
-        config = read_config(folder)
-        file = read_checkpoint(find_weights(folder))
-        return _Source(file.tensors, None, config.network.options, config.network.model_cls, config.details)
-    return _read(folder, weights)
-
-
-def _read(path: Path, weights: Nest | None) -> _Source:
+def _open(path: Path, weights: Nest | None) -> _Source:
+    if transformer_folder(path) is not None:
+        options, tensors = read_diffusers_transformer(path)
+        return _Source(path, tensors, model_cls=registry.class_path(DiT), options=options)
+    if (path / CONFIG).is_file():
+        config = read_config(path)
+        file = read_checkpoint(find_weights(path))
+        network = config.network
+        return _Source(path, file.tensors, None, network.model_cls, network.options, config.details)
     file = read_checkpoint(path, weights=weights)
-    return _Source(file.tensors, file.nest)
+    if weights is None and file.nest in RAW_NESTS:
+        _logger.warning("%s has no averaged weights; those of the last step, under %r, are taken.", path, file.nest)
+    return _Source(path, file.tensors, file.nest)
 
 
-def _finish(
+def _load(
+    model: DiffusionTransformer,
     source: _Source,
     name: str,
-    model_cls: type[DiffusionTransformer],
     config: Mapping[str, Any],
     overrides: Mapping[str, Any],
     strict: bool,
-    dtype: torch.dtype | None,
-) -> DiffusionTransformer:
-    path = registry.class_path(model_cls)
+) -> None:
+    path = registry.class_path(type(model))
     if source.model_cls not in (None, path):
         raise ValueError(
-            f"the folder holds a {str(source.model_cls).rpartition('.')[2]}, and {name} is a {model_cls.__name__}: "
-            "ditzoo.models.DiffusionTransformer.from_pretrained(folder) loads it as what it is."
+            f"{source.place} holds a {str(source.model_cls).rpartition('.')[2]}, and {name} is a "
+            f"{type(model).__name__}: ditzoo.models.DiffusionTransformer.from_pretrained(folder) takes it as it is."
         )
-    options = {**config, **overrides}
-    model = construct(model_cls, options, meta=is_own(path))
-    tensors = source.tensors
-    if is_diffusers_state(tensors):
-        tensors = ditzoo_state(tensors, construct(model_cls, source.options or config, meta=True))
-    known = source.options or config
-    model.load_result = load_weights(model, tensors, source=known if overrides else None, strict=strict)
-    warn_of_non_finite(model.state_dict())
-    model.to(device=torch.get_default_device(), dtype=dtype)
-    return model
+    options, tensors = source.options or config, source.tensors
+    try:
+        if is_diffusers_state(tensors) and isinstance(model, DiT):
+            with torch.device("meta"):
+                tensors = official_state(tensors, DiT(**{**config, **options}))
+        result = load_weights(model, tensors, source=options if overrides else None, strict=strict)
+    except ValueError as error:
+        raise ValueError(f"{source.place}: {error}") from error
+    model.load_result = replace(result, nest=source.nest)
+    warn_of_non_finite(model.state_dict(), source=source.place)
+
+
+def published_details(name: str, num_classes: int) -> ModelDetails:
+    """What is known of the weights of a registry name, in a model of so many classes."""
+    info = registry.model_info(name)
+    names = LabelNames.of_data(info.data)
+    label_names = tuple(names) if names is not None and len(names) == num_classes else None
+    return ModelDetails(name=name, recipe=info.recipe, label_names=label_names, data=info.data)

@@ -23,7 +23,7 @@ def verify(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    weights: Nest = "ema",
+    weights: Nest | None = None,
     record: bool = False,
 ) -> Verification:
     """Compare a network of the zoo, and a file of weights for it, with what is known of the original.
@@ -35,7 +35,8 @@ def verify(
             `dit_ti_2.digits`, and for other names checks the network alone.
         device: where forward passes run.
         dtype: their precision: float32, bfloat16 or float16.
-        weights: which weights of a training checkpoint, the moving average (`"ema"`) or the last step (`"raw"`).
+        weights: which weights of a training checkpoint, the moving average (`"ema"`) or the last step (`"raw"`); None
+            takes the average where there is one.
         record: keep size and hashes of a file that passes in the user's cache, where `name` is that of weights that
             their authors published. Later files for the name are compared with it, whether they are recorded or not.
 

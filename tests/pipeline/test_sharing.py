@@ -84,7 +84,9 @@ def test_every_family_comes_back_in_a_fresh_process(hub_server, tmp_path):
             torch.testing.assert_close(outputs[name], model(*inputs(model)), rtol=1e-5, atol=1e-6)
         files = hub_server.repository(f"me/{name}").files()
         assert {"README.md", "config.json"} <= set(files)
-        assert all(re.fullmatch(r"README\.md|config\.json|model.*\.safetensors(\.index\.json)?", file) for file in files)
+        assert all(
+            re.fullmatch(r"README\.md|config\.json|model.*\.safetensors(\.index\.json)?", file) for file in files
+        )
 
 
 def test_a_pipeline_comes_back(hub):
@@ -198,7 +200,7 @@ def test_samples_are_left_out_given_or_asked_for(hub, tmp_path, caplog):
     model.details = replace(model.details, recipe=None)
     model.push_to_hub("me/unknown")
     assert "samples.png" not in hub.repository("me/unknown").files()
-    with pytest.raises(ValueError, match="samples cannot be drawn without a recipe: set model.details, or leave"):
+    with pytest.raises(ValueError, match=r"samples cannot be drawn without a recipe: set model\.details, or leave"):
         model.push_to_hub("me/asked", samples=True)
     assert "me/asked" not in hub.store.repositories
 

@@ -1,6 +1,6 @@
 """Write the folder that tests keep of the version of the format that is written: run it once, when that is new.
 
-    python -m tests.weights.make_folder
+python -m tests.weights.make_folder
 """
 
 from __future__ import annotations
