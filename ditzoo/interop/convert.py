@@ -182,7 +182,9 @@ def _read_official(src: Path, name: str | None, weights: Nest) -> _Source:
         )
     model.load_state_dict(dict(found.weights), assign=True)
     recipe = registry.model_info(name).recipe
-    return _Source(model, recipe and replace(recipe, weights=weights), name)
+    if recipe is not None and file.nest is not None:  # a bare state dict is what the name's recipe says
+        recipe = replace(recipe, weights=weights)
+    return _Source(model, recipe, name)
 
 
 def _differences(found: FileForNetwork) -> str:
