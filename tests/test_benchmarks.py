@@ -33,6 +33,7 @@ def load(name: str) -> ModuleType:
 
 eager_speed = load("eager_speed")
 scheduler_parity = load("scheduler_parity")
+conversion_memory = load("conversion_memory")
 Case, Comparison = eager_speed.Case, eager_speed.Comparison
 
 TINY_CASES = [
@@ -323,3 +324,34 @@ def test_a_deviation_is_of_the_largest_value():
     ones = [torch.ones(2, 1, 1, 1), torch.full((2, 1, 1, 1), 4.0)]
     assert scheduler_parity.deviation([ones[0] + 1, ones[1]], ones) == pytest.approx(0.25)
     assert scheduler_parity.deviation(ones, ones) == 0
+
+
+# Memory of conversions.
+
+
+def recorded_conversions() -> list:
+    content = json.loads(conversion_memory.RESULTS.read_text())
+    return [conversion_memory.Row(**row) for row in content["rows"]]
+
+
+def test_recorded_conversions_stand_on_the_page():
+    page = (BENCHMARKS.parent / "docs" / "converting.md").read_text(encoding="utf-8")
+    assert conversion_memory.table(recorded_conversions()) in page
+
+
+def test_conversions_that_copy_keep_what_the_project_promises():
+    rows = {row.conversion: row.ratio for row in recorded_conversions()}
+    assert len(rows) == len(conversion_memory.CONVERSIONS)
+    copying = {name for name in rows if not name.endswith((" to diffusers", ", bfloat16"))}
+    assert len(copying) == 4
+    assert all(0.9 < rows[name] <= 1.2 for name in copying)
+
+
+def test_memory_of_a_conversion_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion_memory, "MODEL", "dit_ti_2")
+    monkeypatch.setattr(conversion_memory, "CONVERSIONS", conversion_memory.CONVERSIONS[:1])
+    [row] = conversion_memory.measure(tmp_path)
+    assert row.conversion == "official.pt to ditzoo"
+    assert row.source_bytes == (tmp_path / "official.pt").stat().st_size
+    assert 0 < row.peak_bytes < 2e8
+    assert (tmp_path / "ditzoo" / "model.safetensors").is_file()

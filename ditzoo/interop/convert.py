@@ -172,7 +172,9 @@ def _read_official(src: Path, name: str | None, weights: Nest) -> DiffusionTrans
         )
     model.load_state_dict(dict(found.weights), assign=True)
     details = published_details(name, model.num_classes)
-    model.details = replace(details, recipe=details.recipe and replace(details.recipe, weights=weights))
+    if details.recipe is not None and file.nest is not None:  # a bare state dict is what the name's recipe says
+        details = replace(details, recipe=replace(details.recipe, weights="ema" if file.nest == "ema" else "raw"))
+    model.details = details
     return model
 
 

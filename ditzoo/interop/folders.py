@@ -271,6 +271,9 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        for path in temporary.rglob("*.*"):
+            if path.is_file():
+                path.chmod(0o644)  # diffusers' 0600 would hide weights from everyone else
         if folder.is_dir():
             folder.rmdir()
         temporary.rename(folder)

@@ -305,6 +305,9 @@ def test_averaged_or_raw_weights_and_the_recipe_says_which(checkpoints, tmp_path
         folder = ditzoo.convert(checkpoints["both"], tmp_path / weights, to="ditzoo", name="sit_ti_2", weights=weights)
         assert_same(load_state_dict(folder), both[nest])
         assert ditzoo.Pipeline.from_pretrained(folder).recipe.weights == weights
+    bare = file_of(both["ema"], tmp_path / "bare.pt")
+    folder = ditzoo.convert(bare, tmp_path / "bare", to="ditzoo", name="sit_ti_2", weights="raw")
+    assert ditzoo.Pipeline.from_pretrained(folder).recipe == ditzoo.model_info("sit_ti_2").recipe
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def test_pipeline_loads_what_was_saved(diffusers, vae, tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["dit"]
     names = ["ditzoo.json", "model_index.json", "scheduler", "transformer", "vae"]
     assert sorted(path.name for path in folder.iterdir()) == names
+    assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o644}
     pipe = diffusers.DiTPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     assert pipe(class_labels=[1], num_inference_steps=2).images[0].size == (8, 8)
