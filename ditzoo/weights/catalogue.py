@@ -78,7 +78,7 @@ def _fetch(file: PublishedFile) -> Path:
         return fetch_url(file.url, filename=file.name, sha256=file.sha256, num_bytes=file.num_bytes)
     assert file.repo_id is not None, "a PublishedFile has one place"
     if file.layout == "diffusers":
-        return fetch_folder(file.repo_id, file.name, revision=file.revision)
+        return fetch_folder(file.repo_id, revision=file.revision, patterns=(f"{file.name}/*",)) / file.name
     path = fetch_file(file.repo_id, file.name, revision=file.revision)
     found = path.stat().st_size
     if file.num_bytes not in (None, found):

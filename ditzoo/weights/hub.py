@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -16,8 +17,8 @@ def fetch_file(repo_id: str, filename: str, *, revision: str | None = None) -> P
     return Path(hf_hub_download(repo_id, filename, revision=revision))
 
 
-def fetch_folder(repo_id: str, folder: str, *, revision: str | None = None) -> Path:
-    """A folder of a repository, in the Hub's cache."""
+def fetch_folder(repo_id: str, *, revision: str | None = None, patterns: Sequence[str] = ("*",)) -> Path:
+    """The files of a repository that match, in the Hub's cache."""
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(repo_id, revision=revision, allow_patterns=f"{folder}/*")) / folder
+    return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[*patterns]))
