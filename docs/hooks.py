@@ -16,16 +16,20 @@ import torch
 import ditzoo
 from ditzoo.diffusion import SAMPLERS
 from ditzoo.metrics import MacCount, count_macs
+from ditzoo.models import PublishedFile
 from ditzoo.recipe import CONTINUOUS_SAMPLERS, DISCRETE_SAMPLERS, Guidance, Recipe
 from ditzoo.summary import draw_blocks
 from ditzoo.summary.words import (
     UnusedGroup,
+    file_facts,
     guidance_formula,
     guided_channels,
     mask_ratio,
+    result_settings,
+    score,
     unused_groups,
 )
-from ditzoo.weights.published import PUBLISHED_COSTS, result_rows
+from ditzoo.weights.published import PUBLISHED_COSTS, headline_results, result_rows
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -114,6 +118,26 @@ def published_table() -> str:
         rows.append((f"`{name}`", params, _gmacs(name), _input_shape(info), info.data or "", info.licence or "", file))
     header = ("name", "params (M)", "GMACs", "input", "trained on", "licence of the weights", "file")
     return _table(header, rows, right={1, 2})
+
+
+def pretrained_table() -> str:
+    """Where the weights are that their authors published, under which licence, and how good."""
+    rows = []
+    for family in ditzoo.list_families():
+        for name in _tagged(family, packaged=False):
+            info, best = ditzoo.model_info(name), headline_results(name)[-1]
+            rows.append(
+                (
+                    f"`{name}`",
+                    (info.licence or "") + ", no commercial use" * info.is_non_commercial,
+                    {True: "yes", False: "no", None: "not stated"}[info.ema],
+                    "<br>".join(_copy(file) for file in info.files),
+                    f"{score(best.fid)} ({result_settings(best)})",
+                    _linked(best.source) + ", second-hand" * (best.confidence == "secondary"),
+                )
+            )
+    header = ("name", "licence", "moving average", "copies", "FID", "source of the FID")
+    return _table(header, rows, right=set())
 
 
 def packaged_table() -> str:
@@ -289,6 +313,7 @@ CONTENT: dict[str, Callable[..., str]] = {
         guidance_table,
         model_table,
         packaged_table,
+        pretrained_table,
         published_table,
         quick_table,
         recipe_table,
@@ -398,6 +423,13 @@ def _file_link(source: str) -> str:
     """`https://host/file` or `https://host/page (file)` as a link that reads like the file."""
     url, _, file = source.partition(" ")
     return f"[{file.strip('()') or url.rpartition('/')[2]}]({url})" if url.startswith("https://") else source
+
+
+def _copy(file: PublishedFile) -> str:
+    """One copy of published weights in a cell."""
+    layout = {"official": "the authors' layout", "diffusers": "diffusers' layout"}[file.layout]
+    how = {"Hub": "from the Hub", "address": "from its address", "by hand": "by hand"}[file.fetched]
+    return f"[{file.name}]({file.page}), {how}, {layout}; {file_facts(file)}"
 
 
 def _name(info: ditzoo.ModelInfo) -> str:

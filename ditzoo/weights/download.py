@@ -164,6 +164,8 @@ class _Download:
             self._discard()
             raise DownloadError(self._web_page())
         self._check_size(total)
+        if not offset:  # before the new state is written: it is none of what is there
+            self.partial.unlink(missing_ok=True)
         self._check_space(total)
         self.state.write_text(json.dumps({"validator": _validator_of(answer)}), encoding="utf-8")
         with self.partial.open("ab" if offset else "wb") as file, _bar(self.source.filename, total, offset) as bar:

@@ -120,6 +120,26 @@ def test_results_that_pages_repeat(page, text):
     assert text in " ".join(text_of(FAMILY_PAGES[page]).split())
 
 
+def test_the_table_of_pretrained_weights_has_every_copy_its_licence_and_the_best_result():
+    rows = {row.split(" | ")[0].strip("| `"): row.split(" | ") for row in hooks().pretrained_table().splitlines()[2:]}
+    published = [name for name in ditzoo.list_models(pretrained=True) if not name.endswith(".digits")]
+    assert sorted(rows) == sorted(published)
+    for name, (_, licence, _, copies, *_) in rows.items():
+        info = ditzoo.model_info(name)
+        assert licence == f"{info.licence}{', no commercial use' if name.startswith(('dit_', 'diffit_')) else ''}"
+        assert [copy.split(",")[0] for copy in copies.split("<br>")] == [
+            f"[{file.name}]({file.page})" for file in info.files
+        ]
+        assert copies.count(" not verified") == len(info.files)
+        assert copies.count(", by hand, ") == name.startswith("uvit_")
+    assert rows["dit_xl_2.in256"][2] == "yes"
+    assert rows["dit_xl_2.in256"][4] == "2.27 (guidance 1.50, first 3 channels; 250 DDPM)"
+    assert rows["mdtv2_xl_2.in256"][2] == "not stated"
+    assert "from the Hub, the authors' layout; revision 84bf27292f9b" in rows["mdtv2_xl_2.in256"][3]
+    assert rows["uvit_h_2.in256"][5].endswith(", second-hand |")
+    assert rows["sit_xl_2.in256"][4] == "2.06 (guidance 1.5; 250 Euler-Maruyama (SDE))"
+
+
 def test_published_sizes_are_those_of_the_models():
     """Where a row is for the input that the name builds; version 2 of MDT is quoted with the numbers of version 1."""
     checked = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -207,16 +208,21 @@ def published(registry_sandbox):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub on this machine: the calls it got, and the file that it gives."""
+    """A Hub on this machine: the calls it got, and the file or folder that it gives."""
     calls = []
     (tmp_path / "file").write_bytes(b"weights")
+    (tmp_path / "transformer").mkdir()
 
-    def fetch(repo_id: str, name: str, *, revision: str | None = None) -> Path:
-        calls.append((repo_id, name, revision))
+    def fetch_file(repo_id: str, filename: str, *, revision: str | None = None) -> Path:
+        calls.append((repo_id, filename, revision))
         return tmp_path / "file"
 
-    monkeypatch.setattr(catalogue, "fetch_file", fetch)
-    monkeypatch.setattr(catalogue, "fetch_folder", lambda *a, **k: fetch(*a, **k).parent)
+    def fetch_folder(repo_id: str, *, revision: str | None = None, patterns: Sequence[str]) -> Path:
+        calls.append((repo_id, *patterns, revision))
+        return tmp_path
+
+    monkeypatch.setattr(catalogue, "fetch_file", fetch_file)
+    monkeypatch.setattr(catalogue, "fetch_folder", fetch_folder)
     return calls
 
 
@@ -251,7 +257,7 @@ def test_the_first_file_is_fetched_or_the_one_asked_for(published, hub):
         assert (path.name, path.read_bytes()) == ("saved.pt", b"official weights")
         assert hub == []
         assert fetch_published(name, folder).is_dir()
-        assert hub == [("me/dit", "transformer", "abc")]
+        assert hub == [("me/dit", "transformer/*", "abc")]
 
 
 def test_files_of_the_hub_are_fetched_at_their_revision(hub):

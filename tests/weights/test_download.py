@@ -54,7 +54,7 @@ def error_of(server, **options: object) -> str:
 # All is well.
 
 
-def test_a_file_is_fetched_once_and_kept_under_its_name(server):
+def test_a_file_is_fetched_once_and_kept_under_its_name(server, capfd):
     path = fetch_url(server.url, sha256=SHA256.upper(), num_bytes=len(CONTENT))
     assert path.read_bytes() == CONTENT
     assert path.name == "weights.pt"
@@ -62,6 +62,7 @@ def test_a_file_is_fetched_once_and_kept_under_its_name(server):
     assert fetch_url(server.url) == path
     assert len(server.requests) == 1
     assert server.requests[0]["accept-encoding"] == "identity"
+    assert capfd.readouterr().err == ""  # no progress bar where nobody watches
     assert server.requests[0]["user-agent"].startswith("ditzoo/")
     assert sorted(file.name for file in path.parent.iterdir()) in (["weights.pt"], ["weights.pt", "weights.pt.lock"])
 
