@@ -218,9 +218,12 @@ def push(
     with _garbage_kept():
         from ditzoo.bench.results import results_for
         from ditzoo.pipeline.sharing import push_saved
-        from ditzoo.weights.folders import read_config
+        from ditzoo.weights.folders import load_model
 
-    measured = () if results is None else results_for(results, read_config(folder).network.options)
+    measured: tuple[Any, ...] = ()
+    if results is not None:
+        model = load_model(folder)
+        measured = results_for(results, type(model), model.config)
     click.echo(push_saved(folder, repo_id, samples=draw if samples is None else samples, results=measured, **options))
 
 

@@ -14,8 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from ditzoo import registry
 from ditzoo.media.files import replacing
-from ditzoo.models import EvaluationResult
+from ditzoo.models import DiffusionTransformer, EvaluationResult
 
 SCHEMA_VERSION = 1
 
@@ -125,8 +126,10 @@ def evaluation_results(row: ResultRow) -> tuple[EvaluationResult, ...]:
     )
 
 
-def results_for(path: Path, config: Mapping[str, Any]) -> tuple[EvaluationResult, ...]:
-    """What a results file measured of models with these constructor arguments.
+def results_for(
+    path: Path, model_cls: type[DiffusionTransformer], config: Mapping[str, Any]
+) -> tuple[EvaluationResult, ...]:
+    """What a results file measured of models of this class with these constructor arguments.
 
     Raises:
         FileNotFoundError: for a file that is not there.
@@ -135,7 +138,8 @@ def results_for(path: Path, config: Mapping[str, Any]) -> tuple[EvaluationResult
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give the results.jsonl of a benchmark.")
     rows = read_rows(path)[0]
-    found = [row for row in rows if row.kind == "model" and dict(row.config) == dict(config)]
+    same = [row for row in rows if row.kind == "model" and dict(row.config) == dict(config)]
+    found = [row for row in same if registry.model_info(row.name).model_cls == model_cls.__name__]
     if not found:
         names = ", ".join(row.name for row in rows) or "none"
         raise ValueError(f"{path} has no row of a model with this configuration; its rows: {names}.")

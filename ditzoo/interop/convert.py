@@ -16,7 +16,7 @@ from ditzoo.interop.dit import check_expressible, warn_of_deviation
 from ditzoo.interop.folders import SCHEDULER_CONFIG, PipelinePlace, folder_warning, write_folder
 from ditzoo.interop.package import import_diffusers
 from ditzoo.interop.schedulers import recipe_of_pipeline
-from ditzoo.media.files import writing, writing_folder
+from ditzoo.media.files import writing
 from ditzoo.models import DiffusionTransformer, DiT, ModelDetails
 from ditzoo.models.state_dicts import is_constant_buffer, official_state
 from ditzoo.weights.checks import short, shown, some
@@ -89,8 +89,7 @@ def convert(
     model = _read(src, name, weights)
     weak_model = _weak_model(src)
     if to == "ditzoo":
-        with writing_folder(dst) as temporary:
-            save_model(model, temporary, weak_model=weak_model, max_shard_size=max_shard_size, dtype=dtype)
+        save_model(model, dst, weak_model=weak_model, max_shard_size=max_shard_size, dtype=dtype)
         return dst
     if to == "diffusers":
         check_expressible(model)

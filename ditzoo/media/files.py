@@ -97,6 +97,7 @@ def writing_into(folder: Path, *, replaces: Sequence[str], last: str) -> Iterato
     Raises:
         OSError: the folder cannot be written; the message names it and the reason.
     """
+    is_new = not folder.exists()
     with _named_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=f".new{_PARTIAL}"))
@@ -109,8 +110,10 @@ def writing_into(folder: Path, *, replaces: Sequence[str], last: str) -> Iterato
             for name in [*names, last]:
                 os.chmod(temporary / name, 0o644)
                 os.replace(temporary / name, folder / name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(folder if is_new else temporary, ignore_errors=True)
+            raise
+        temporary.rmdir()
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -130,5 +133,13 @@ def _named_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "Free some space, or write elsewhere." if full else "Check the path, or write elsewhere."
-        message = f"{path} cannot be written: {error.strerror or error}. {hint}"
-        raise (OSError(message) if error.errno is None else OSError(error.errno, message)) from error
+        reason = error.reason if isinstance(error, _NamedError) else error.strerror or str(error)
+        raise _NamedError(error.errno, reason, f"{path} cannot be written: {reason}. {hint}") from error
+
+
+class _NamedError(OSError):
+    """An error of the system that tells which file it is about. Of a file in a file's stead, the outer one is told."""
+
+    def __init__(self, number: int | None, reason: str, message: str) -> None:
+        super().__init__(*([message] if number is None else [number, message]))
+        self.reason = reason

@@ -24,9 +24,6 @@ from ditzoo.models.state_dicts import accept_official_state
 from ditzoo.models.tables import PositionTable
 from ditzoo.recipe import Recipe
 
-if TYPE_CHECKING:
-    from ditzoo.weights import LoadResult
-
 
 class Intermediates(NamedTuple):
     """What `forward_intermediates` returns.
@@ -111,7 +108,7 @@ class DiffusionTransformer(nn.Module):
         #: what is known of the model besides its network; travels with its weights
         self.details = ModelDetails()
         #: what became of the weights that were loaded, a `ditzoo.weights.LoadResult`; None for fresh ones
-        self.load_result: LoadResult | None = None
+        self.load_result: Any = None
         self.register_load_state_dict_pre_hook(accept_official_state)
 
     # What a family provides.

@@ -416,7 +416,7 @@ def test_a_full_disk_leaves_nothing_behind(official, to, dst, tmp_path, monkeypa
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for function in ("torch.save", "ditzoo.interop.convert.save_file", "ditzoo.interop.convert.save_weights"):
+    for function in ("torch.save", "ditzoo.interop.convert.save_file", "ditzoo.weights.folders.save_weights"):
         monkeypatch.setattr(function, full)
     refused(
         OSError, f"{tmp_path / dst} cannot be written: No space left", official, tmp_path / dst, to=to, name="mdt_ti_2"
@@ -450,7 +450,7 @@ def test_a_folder_with_a_config_of_something_else(tmp_path):
     folder = tmp_path / "bert"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "bert"}')
-    message = f"{folder}/config.json is not what ditzoo or diffusers writes"
+    message = f"{folder}/config.json lacks model, model_cls: it is not what save_pretrained() writes"
     refused(ValueError, message, folder, tmp_path / "dst", to="ditzoo")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -217,12 +216,12 @@ def hub(monkeypatch, tmp_path):
         calls.append((repo_id, filename, revision))
         return tmp_path / "file"
 
-    def fetch_folder(repo_id: str, *, revision: str | None = None, patterns: Sequence[str]) -> Path:
-        calls.append((repo_id, *patterns, revision))
-        return tmp_path
+    def fetch_transformer(repo_id: str, folder: str, *, revision: str | None = None) -> Path:
+        calls.append((repo_id, folder, revision))
+        return tmp_path / folder
 
     monkeypatch.setattr(catalogue, "fetch_file", fetch_file)
-    monkeypatch.setattr(catalogue, "fetch_folder", fetch_folder)
+    monkeypatch.setattr(catalogue, "fetch_transformer", fetch_transformer)
     return calls
 
 
@@ -257,7 +256,7 @@ def test_the_first_file_is_fetched_or_the_one_asked_for(published, hub):
         assert (path.name, path.read_bytes()) == ("saved.pt", b"official weights")
         assert hub == []
         assert fetch_published(name, folder).is_dir()
-        assert hub == [("me/dit", "transformer/*", "abc")]
+        assert hub == [("me/dit", "transformer", "abc")]
 
 
 def test_files_of_the_hub_are_fetched_at_their_revision(hub):

@@ -252,5 +252,5 @@ def test_raw_weights_that_are_not_there(tmp_path):
     torch.save({"ema": STATE}, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="averaged weights alone, under 'ema'"):
         read_checkpoint(tmp_path / "weights.pt", weights="raw")
-    with pytest.raises(ValueError, match="must be 'ema' or 'raw', got 'last'"):
+    with pytest.raises(ValueError, match="must be 'ema', 'raw' or None, got 'last'"):
         read_checkpoint(tmp_path / "weights.pt", weights="last")

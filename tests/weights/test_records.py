@@ -32,7 +32,7 @@ RECORD = WeightsRecord("weights.pt", 7, "a" * 64, "b" * 64, "c" * 40, "2026-01-0
 @pytest.fixture(autouse=True)
 def _published(registry_sandbox, no_golden, monkeypatch):
     """A name of published weights as small as a tiny model, and only those checks that read the file."""
-    monkeypatch.setattr("ditzoo.weights.file_checks._fitting", lambda shapes: [])
+    monkeypatch.setattr("ditzoo.weights.file_checks.fitting", lambda shapes: [])
     entry = registry._ENTRIES["dit_ti_2"]
     files = (PublishedFile(name="small.pt", url="https://example.org/small.pt"),)
     checkpoint = Checkpoint(config={}, licence="none", data="digits", files=files)

@@ -406,7 +406,7 @@ def test_a_vast_index_is_not_read(tmp_path):
     index = folder_with_index(tmp_path, "{")
     os.truncate(index, 10**12)
     with memory_limit(10**8):
-        assert "has 1,000,000,000,000 bytes; an index has at most 10,000,000" in refusal(index)
+        assert "has 1,000,000,000,000 bytes; JSON of at most 10,000,000 is read" in refusal(index)
 
 
 def test_an_index_that_names_an_index(tmp_path):
