@@ -29,7 +29,7 @@ from ditzoo.weights.adapt import (
 )
 from ditzoo.weights.checks import short, shown, some
 from ditzoo.weights.files import FLOATS
-from ditzoo.weights.lookalikes import fitting, foreign, looks_like
+from ditzoo.weights.lookalikes import common_prefix, fitting, foreign, looks_like
 from ditzoo.weights.match import Shapes, shape_text, shapes_of
 
 _LOG = logging.getLogger("ditzoo")
@@ -183,6 +183,8 @@ class _Comparison:
         model, name = self.model, type(self.model).__name__
         if sentence := foreign(self.shapes):
             return sentence
+        if prefix := common_prefix(self.shapes, self.wanted):
+            return f"Every name carries {shown(repr(prefix))} in front; save the state dict without it."
         if self.before is not None:
             fixed = fixed_differences(self.before, model)
             here = ", ".join(f"{option}={model.config[option]!r}" for option in fixed)
