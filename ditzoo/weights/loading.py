@@ -87,9 +87,9 @@ def load_weights(
 
     - Row i of the label table stays that of class i, and the last one the null label's; rows that the file lacks are
       drawn, as is the whole table if it has none.
-    - Frozen sin-cos tables are computed, learned position tables resized bicubically without their extra tokens'
-      rows, relative ones bilinearly, all as the forward pass does at another size. In DiffiT's U shape, where a window
-      changes, offsets inside both are kept and others drawn.
+    - Frozen sin-cos tables are those of the constructor. Learned position tables are resized bicubically without their
+      extra tokens' rows and relative ones bilinearly, as the forward pass does at another size. In DiffiT's U shape,
+      where a window changes, offsets inside both are kept and others drawn.
     - With another `in_channels` the patch embedding's weights and the output layers are drawn anew.
 
     What is drawn comes from torch's global generator, as in construction: for a model on the meta device a whole
