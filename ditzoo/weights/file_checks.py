@@ -17,7 +17,7 @@ from ditzoo.recipe import Recipe
 from ditzoo.weights.adapt import told_options
 from ditzoo.weights.checks import Check, compare, message, short, shown, some
 from ditzoo.weights.files import FLOATS, Nest, WeightsFile
-from ditzoo.weights.lookalikes import fitting, foreign
+from ditzoo.weights.lookalikes import common_prefix, fitting, foreign
 from ditzoo.weights.match import FileForNetwork, Shapes, shape_text
 from ditzoo.weights.published import SAMPLED_HASHES, same_network
 from ditzoo.weights.pytorch_files import damaged_member, has_checksums, is_zip
@@ -248,7 +248,7 @@ def hints(found: FileForNetwork) -> Iterator[str]:
     if sentence := foreign(shapes):
         yield sentence
         return
-    prefix = _common_prefix(shapes, wanted)
+    prefix = common_prefix(shapes, wanted)
     if prefix:
         yield f"Every name carries {shown(repr(prefix))} in front; save the state dict without it."
         shapes = {key.removeprefix(prefix): shape for key, shape in shapes.items()}
@@ -263,13 +263,3 @@ def hints(found: FileForNetwork) -> Iterator[str]:
         yield f"ditzoo.create({name!r}, {options}) takes the file: {evidence}."
     else:
         yield "The file fits no network of the zoo at its named size and options."
-
-
-def _common_prefix(shapes: Shapes, wanted: Shapes) -> str:
-    """What stands in front of every wanted name in the file; empty if nothing does."""
-    first = next(iter(wanted))
-    for key in shapes:
-        prefix = key.removesuffix(first)
-        if prefix not in ("", key) and all(prefix + other in shapes for other in wanted):
-            return prefix
-    return ""

@@ -29,7 +29,7 @@ from ditzoo.weights.adapt import (
 )
 from ditzoo.weights.checks import short, shown, some
 from ditzoo.weights.files import FLOATS
-from ditzoo.weights.lookalikes import fitting, foreign, looks_like
+from ditzoo.weights.lookalikes import common_prefix, fitting, foreign, looks_like
 from ditzoo.weights.match import Shapes, shape_text, shapes_of
 
 _LOG = logging.getLogger("ditzoo")
@@ -87,9 +87,9 @@ def load_weights(
 
     - Row i of the label table stays that of class i, and the last one the null label's; rows that the file lacks are
       drawn, as is the whole table if it has none.
-    - Frozen sin-cos tables are computed, learned position tables resized bicubically without their extra tokens'
-      rows, relative ones bilinearly, all as the forward pass does at another size. In DiffiT's U shape, where a window
-      changes, offsets inside both are kept and others drawn.
+    - Frozen sin-cos tables are those of the constructor. Learned position tables are resized bicubically without their
+      extra tokens' rows and relative ones bilinearly, as the forward pass does at another size. In DiffiT's U shape,
+      where a window changes, offsets inside both are kept and others drawn.
     - With another `in_channels` the patch embedding's weights and the output layers are drawn anew.
 
     What is drawn comes from torch's global generator, as in construction: for a model on the meta device a whole
@@ -183,6 +183,8 @@ class _Comparison:
         model, name = self.model, type(self.model).__name__
         if sentence := foreign(self.shapes):
             return sentence
+        if prefix := common_prefix(self.shapes, self.wanted):
+            return f"Every name carries {shown(repr(prefix))} in front; save the state dict without it."
         if self.before is not None:
             fixed = fixed_differences(self.before, model)
             here = ", ".join(f"{option}={model.config[option]!r}" for option in fixed)

@@ -42,6 +42,16 @@ def foreign(shapes: Shapes) -> str:
     return next(found, "")
 
 
+def common_prefix(shapes: Shapes, wanted: Shapes) -> str:
+    """What stands in front of every wanted name in the file; empty if nothing does."""
+    first = next(iter(wanted))
+    for key in shapes:
+        prefix = key.removesuffix(first)
+        if prefix not in ("", key) and all(prefix + other in shapes for other in wanted):
+            return prefix
+    return ""
+
+
 def fitting(shapes: Shapes) -> list[str]:
     """Registry names whose state dict has just these names and shapes; a tag only where its bare name has not."""
     count = sum(math.prod(shape) for shape in shapes.values())
@@ -66,9 +76,10 @@ def looks_like(shapes: Shapes) -> list[type[DiffusionTransformer]]:
 
 
 def _one_of_each_kind() -> list[str]:
-    """Registry names that differ in more than their size: in class, or in an option that is no number."""
+    """Registry names that differ in more than their size: in class, or in an option that is no number. The smallest of
+    each, which is built fastest."""
     kinds: dict[object, str] = {}
-    for name in registry.list_models():
+    for name in sorted(registry.list_models(), key=lambda name: registry.model_info(name).num_params):
         info = registry.model_info(name)
         switches = [repr(value) for value in info.config.values() if isinstance(value, bool | str)]
         kinds.setdefault((info.family, info.model_cls, *switches), name)

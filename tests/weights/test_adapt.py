@@ -126,7 +126,7 @@ def built_positions(monkeypatch):
     """Frozen tables at other sizes are those of the constructor, whose coordinates are not scaled."""
 
     def positions(table: Tensor, trained_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-        return sincos_position_table(table.shape[-1], grid)
+        return table if grid == trained_grid else sincos_position_table(table.shape[-1], grid)
 
     for module in (dit, latent):
         monkeypatch.setattr(module, "frozen_positions", positions)
@@ -150,10 +150,10 @@ def test_at_its_size_an_adapted_model_is_the_original(name, size):
 def test_frozen_tables_are_the_constructors(name):
     model, _ = adapted(lively(name), name, input_size=12)
     fresh = ditzoo.create(name, input_size=12)
-    for key, table in fresh.position_tables().items():
-        if table.kind == "sincos":
+    for key in fresh.position_tables():
+        assert model.get_parameter(key).requires_grad == fresh.get_parameter(key).requires_grad
+        if not fresh.get_parameter(key).requires_grad:
             assert torch.equal(model.state_dict()[key], fresh.state_dict()[key])
-            assert not model.get_parameter(key).requires_grad
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -306,3 +306,13 @@ def test_a_claim_beyond_the_file_is_refused_before_memory_is_asked_for():
     state["pos_embed"] = torch.zeros(1).expand(1, 2 + 10**10, 96)
     with pytest.raises(ValueError, match=r"pos_embed claims 1x10000000002x96 values, which the file does not hold"):
         load_weights(on_meta("uvit_ti_2"), state, source=original.config)
+
+
+def test_a_table_refused_late_changes_nothing():
+    original, model = lively("mdt_ti_2"), ditzoo.create("mdt_ti_2", num_classes=12, input_size=16)
+    own, state = copy.deepcopy(model.state_dict()), original.state_dict()
+    name = [key for key, table in model.position_tables().items() if table.kind == "relative"][-1]
+    state[name] = torch.zeros(1).expand(state[name].shape)
+    with pytest.raises(ValueError, match=f"{name} claims 52x4 values"):
+        load_weights(model, state, source=original.config)
+    assert all(torch.equal(value, own[key]) for key, value in model.state_dict().items())

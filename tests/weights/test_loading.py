@@ -11,7 +11,7 @@ import torch
 import ditzoo
 from ditzoo.models import DiffusionTransformer
 from ditzoo.weights import LoadResult, load_weights
-from ditzoo.weights.lookalikes import FOREIGN, foreign, looks_like
+from ditzoo.weights.lookalikes import FOREIGN, foreign
 from ditzoo.weights.match import shapes_of
 from tests.own_models import WithOption
 from tests.weights.verifying import State, weights_of
@@ -234,6 +234,14 @@ def test_options_that_do_not_adapt_are_named(name, other):
     assert text.endswith("weights adapt to another num_classes, class_dropout_prob, in_channels, input_size alone.")
 
 
+def test_only_options_that_change_shapes_are_named():
+    source = {**ditzoo.model_info("mdt_ti_2").config, "mask_ratio": None, "depth": 6, "decode_layer": 5}
+    model = ditzoo.create("mdt_ti_2", num_classes=4)
+    text = refused(model, lively("mdt_ti_2", **source).state_dict(), source=source)
+    # With the model's depth of 3 there can be no 5 blocks in the decoder.
+    assert "They are for depth=6, decode_layer=5, the model has depth=3, decode_layer=1: " in text
+
+
 def test_options_without_a_weight_do_not_matter():
     original = lively("mdt_ti_2", mask_ratio=None)
     model = on_meta("mdt_ti_2", num_classes=4, mask_ratio=0.5)
@@ -275,7 +283,7 @@ def test_a_source_of_unknown_options_is_refused():
         {"y_embedder.embedding_table.weight": torch.ones(())},
         {"y_embedder.embedding_table.weight": torch.ones(0, 64)},
         {"x_embedder.proj.weight": torch.ones(64, 0, 2, 2)},
-        {"x_embedder.proj.weight": torch.zeros(1).expand(64, 10**14, 2, 2)},
+        {"x_embedder.proj.weight": torch.zeros(1).expand(64, 3 * 10**16, 2, 2)},
     ],
 )
 def test_shapes_of_no_network_are_refused(wrong):
@@ -300,16 +308,14 @@ def test_another_familys_weights_are_recognised(name):
             assert other in names.split(", ")
 
 
+@pytest.mark.parametrize("num_classes", [0, 77])
 @pytest.mark.parametrize("name", TINY)
-def test_other_sizes_of_another_family_are_recognised(name):
+def test_other_sizes_of_another_family_are_recognised(name, num_classes):
     """By their names, whatever their depth, with and without classes."""
     blocks = {"depth": 5} if "depth" in ditzoo.model_info(name).config else {"blocks": [1, 3]}
-    for num_classes in (0, 77):
-        state = on_meta(name, num_classes=num_classes, **blocks).state_dict()
-        own = type(on_meta(name))
-        assert own in looks_like(shapes_of(state))
-        text = refused(on_meta("uvit_ti_2" if name != "uvit_ti_2" else "dit_ti_2"), state)
-        assert own.__name__ in text.rpartition("They look like those of ")[2].rstrip(".").split(" or ")
+    other = on_meta(name, num_classes=num_classes, **blocks)
+    text = refused(on_meta("uvit_ti_2" if name != "uvit_ti_2" else "dit_ti_2"), other.state_dict())
+    assert type(other).__name__ in text.rpartition("They look like those of ")[2].rstrip(".").split(" or ")
 
 
 def test_other_options_of_the_same_class_are_recognised():
@@ -317,10 +323,16 @@ def test_other_options_of_the_same_class_are_recognised():
     assert text.endswith("The names are mostly those of UViT: build the model with the options of their network.")
 
 
+def test_a_prefix_is_named():
+    state = {f"net.{key}": value for key, value in weights_of("dit_ti_2").items()}
+    text = refused(on_meta("dit_ti_2"), state)
+    assert text.endswith("Every name carries 'net.' in front; save the state dict without it.")
+
+
 def test_weights_of_nothing_in_the_zoo():
-    assert refused(on_meta("dit_ti_2"), {"layer.weight": torch.ones(3)}).endswith(
-        "They look like those of no network of the zoo."
-    )
+    attention = {key: value for key, value in weights_of("dit_ti_2").items() if "attn" in key}
+    for state in ({"layer.weight": torch.ones(3)}, attention):
+        assert refused(on_meta("dit_ti_2"), state).endswith("They look like those of no network of the zoo.")
 
 
 @pytest.mark.parametrize(
