@@ -34,6 +34,7 @@ def load(name: str) -> ModuleType:
 eager_speed = load("eager_speed")
 scheduler_parity = load("scheduler_parity")
 conversion_memory = load("conversion_memory")
+loading = load("loading")
 Case, Comparison = eager_speed.Case, eager_speed.Comparison
 
 TINY_CASES = [
@@ -282,6 +283,69 @@ def test_recorded_table_stands_in_the_readme():
     assert eager_speed.report(rows) in (BENCHMARKS / "README.md").read_text(encoding="utf-8"), (
         f"copy into benchmarks/README.md:\n{eager_speed.report(rows)}"
     )
+
+
+# Loading of weights.
+
+
+def recorded_loading() -> tuple[dict, list]:
+    content = json.loads(loading.RESULTS.read_text())
+    return content["origin"], [loading.Row(**row) for row in content["rows"]]
+
+
+def test_recorded_loading_stands_in_the_readme():
+    origin, rows = recorded_loading()
+    readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    assert loading.table(rows) in readme, f"copy into benchmarks/README.md:\n{loading.table(rows)}"
+    assert loading.origin_line(origin) in readme, f"copy into benchmarks/README.md:\n{loading.origin_line(origin)}"
+
+
+def test_the_recorded_loading_keeps_what_the_project_promises():
+    _, rows = recorded_loading()
+    found = [(row.model, row.dtype, row.files > 1) for row in rows]
+    assert found == [("dit_xl_2", dtype, split) for dtype in ("bfloat16", "float32") for split in (False, True)]
+    for row in rows:
+        assert max(row.memory_loaded, row.memory_read) <= loading.MOST_MEMORY * row.weights
+        assert row.load[1] <= row.load_and_read[1]
+        if row.dtype == "bfloat16":
+            assert row.load_and_read[1] < loading.MOST_SECONDS
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+def test_loading_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(loading, "CASES", [("bfloat16", "5GB"), ("float32", "0.7MB")])
+    out = tmp_path / "rows.json"
+    result = CliRunner().invoke(loading.main, ["--out", str(out), "--model", "dit_ti_2", "--repeats", "2"])
+    assert result.exit_code == 0, result.output
+    content = json.loads(out.read_text())
+    first, second = (loading.Row(**row) for row in content["rows"])
+    assert loading.table([first, second]) in result.output
+    assert loading.origin_line(content["origin"]) in result.output
+    assert (first.files, second.files) == (1, 2)
+    assert second.weights == 2 * first.weights > 10**6
+    for row in (first, second):
+        assert 0 < row.load[1] < row.load_and_read[1]
+        assert row.memory_read >= row.memory_loaded
+
+
+def test_a_row_of_loading_in_the_table():
+    row = loading.Row("dit_ti_2", "bfloat16", 3, 2 * 10**9, (0.1, 0.2, 0.3), (1, 2, 3), 10**8, 21 * 10**8, 0)
+    assert loading.table([row]).splitlines()[2] == (
+        "| `dit_ti_2` | bfloat16 | 3 | 2.00 GB | 0.200 s (0.100 to 0.300) | 2.000 s (1.000 to 3.000) | "
+        "0.050 | 1.050 | 0.000 |"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+def test_the_peak_of_memory_is_seen():
+    Path("/proc/self/clear_refs").write_text("5")
+    start = loading.status()
+    block = torch.ones(25 * 10**6)
+    full = loading.status()
+    del block
+    assert full["RssAnon"] - start["RssAnon"] == pytest.approx(10**8, rel=0.05)
+    assert loading.status()["VmHWM"] - start["VmRSS"] == pytest.approx(10**8, rel=0.05)
 
 
 # Schedulers of diffusers.

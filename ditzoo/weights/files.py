@@ -77,8 +77,7 @@ def load_state_dict(path: Path | str, *, weights: Nest | None = None) -> dict[st
 
 def read_checkpoint(path: Path | str, *, weights: Nest | None = None) -> WeightsFile:
     """As `load_state_dict`, with what else the file tells. The same errors."""
-    if weights not in (None, *get_args(Nest)):
-        raise ValueError(f"weights must be 'ema', 'raw' or None, got {weights!r}.")
+    check_nest(weights)
     if not str(path):
         raise ValueError("PATH is empty; name a file of weights.")
     path = Path(path)
@@ -101,6 +100,12 @@ def read_checkpoint(path: Path | str, *, weights: Nest | None = None) -> Weights
         _check_readable(path, name, tensor, num_bytes)
     others = {name: type(value).__name__ for name, value in bare.items() if name not in tensors}
     return WeightsFile(path, files, num_bytes, container, nest, tensors, others)
+
+
+def check_nest(weights: object) -> None:
+    """Refuse what names no weights of a training checkpoint."""
+    if weights not in (None, *get_args(Nest)):
+        raise ValueError(f"weights must be 'ema', 'raw' or None, got {weights!r}.")
 
 
 def _read(path: Path) -> tuple[Any, str, tuple[Path, ...]]:

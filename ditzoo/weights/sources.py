@@ -24,7 +24,7 @@ from ditzoo.weights.diffusers_names import (
     transformer_folder,
 )
 from ditzoo.weights.download import fetch_url
-from ditzoo.weights.files import RAW_NESTS, Nest, read_checkpoint
+from ditzoo.weights.files import RAW_NESTS, Nest, check_nest, read_checkpoint
 from ditzoo.weights.folders import CONFIG, construct, find_weights, is_own, load_model, read_config
 from ditzoo.weights.hub import HubName, fetch_file, fetch_folder, fetch_transformer, is_hub_name
 from ditzoo.weights.loading import load_weights
@@ -79,6 +79,7 @@ def create_pretrained(
     info = registry.model_info(name)
     options = {**config, **overrides}
     # Before anything is fetched: a wrong option should be told at once.
+    check_nest(weights)
     model = construct(model_cls, options, meta=is_own(registry.class_path(model_cls)))
     if info.source is not None:
         note_licence(name)

@@ -31,8 +31,9 @@ def verify(
     Args:
         name: registry name, with the tag of the weights where they are published ones: of those it is known that they
             are trained, so that constant tensors and an output of zeros fail.
-        checkpoint: safetensors file or PyTorch checkpoint; None takes the file that comes with ditzoo, such as that of
-            `dit_ti_2.digits`, and for other names checks the network alone.
+        checkpoint: safetensors file, index of shards, PyTorch checkpoint, or a folder with one of them, as
+            `load_state_dict` takes it; None takes the file that comes with ditzoo, such as that of `dit_ti_2.digits`,
+            and for other names checks the network alone.
         device: where forward passes run.
         dtype: their precision: float32, bfloat16 or float16.
         weights: which weights of a training checkpoint, the moving average (`"ema"`) or the last step (`"raw"`); None
@@ -42,7 +43,7 @@ def verify(
 
     Raises:
         ValueError: unknown name, device or dtype; a file that is damaged, holds no weights or would run code.
-        OSError: no such file, or a folder; or this installation lacks a file that comes with ditzoo.
+        OSError: no such file, or a folder without weights; or this installation lacks a file that comes with ditzoo.
     """
     device = _checked_device(device)
     if dtype not in (torch.float32, *HALF_PRECISION):

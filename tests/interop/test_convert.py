@@ -31,7 +31,11 @@ State = dict[str, Tensor]
 EXPRESSIBLE = [name for name in TINY if is_expressible(on_meta(name))]
 SUFFIXES = [".pt", ".pth", ".safetensors"]
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*deviates from this model:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*deviates from this model:UserWarning"),
+    # Bits are compared, those of NaN among them.
+    pytest.mark.filterwarnings("ignore:.*has NaN or infinite values:UserWarning"),
+]
 
 
 def assert_same(found: State, expected: State) -> None:

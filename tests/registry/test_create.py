@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ditzoo
+from ditzoo.registry import MissingWeightsError
 from tests.zoo import TINY
 
 TAGGED = ditzoo.list_models(pretrained=True)
@@ -80,34 +81,66 @@ def test_the_class_itself_refuses_an_unknown_option_too(name):
         type(ditzoo.create(name))(hidden_dim=3)
 
 
-@pytest.mark.parametrize("name", [name for name in TAGGED if not ditzoo.model_info(name).packaged])
-def test_pretrained_names_where_the_weights_are(name):
-    info = ditzoo.model_info(name)
+BY_HAND = [name for name in TAGGED if any(file.fetched == "by hand" for file in ditzoo.model_info(name).files)]
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_what_no_program_can_fetch_is_named(name):
+    (file,) = ditzoo.model_info(name).files
     message = (
-        f"does not fetch weights. Those of {name} are at {info.source} (licence: {info.licence}); load the file "
-        f"with ditzoo.Pipeline.from_pretrained({name!r}, checkpoint=path), or the official state dict with "
-        f"ditzoo.create({name!r}).load_state_dict(state)."
+        f"Google Drive cannot be downloaded by program. Open https://drive.google.com/file/d/{file.drive_id}, save "
+        f'{file.name}, then ditzoo.create("{name}", checkpoint="path/to/{file.name}").'
     )
-    with pytest.raises(RuntimeError, match=re.escape(message)):
+    with pytest.raises(MissingWeightsError, match=re.escape(message)):
         ditzoo.create(name, pretrained=True)
 
 
-def test_pretrained_without_a_tag_names_the_tags():
-    with pytest.raises(RuntimeError, match=r"dit_xl_2 names no weights; give one of its tags: dit_xl_2\.in256, "):
-        ditzoo.create("dit_xl_2", pretrained=True)
+def test_a_bare_name_has_the_weights_of_the_tag_that_builds_it():
+    model = ditzoo.create("dit_ti_2", pretrained=True)
+    tagged = ditzoo.create("dit_ti_2.digits", pretrained=True)
+    assert model.details == tagged.details
+    assert model.details.name == "dit_ti_2.digits"
+    for name, value in tagged.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    with pytest.raises(MissingWeightsError, match=r'create\("uvit_h_2\.in256", checkpoint='):
+        ditzoo.create("uvit_h_2", pretrained=True)
+    with pytest.raises(MissingWeightsError, match=r'create\("uvit_l_2\.in256", checkpoint='):  # other label dropping
+        ditzoo.create("uvit_l_2", pretrained=True)
+
+
+def test_a_bare_name_whose_tags_build_other_networks_names_them():
+    message = r"^uvit_l_4 has no weights at its own .*; those that there are: uvit_l_4\.in64, uvit_l_4\.in512\.$"
+    with pytest.raises(MissingWeightsError, match=message):
+        ditzoo.create("uvit_l_4", pretrained=True)
 
 
 def test_pretrained_where_nothing_is_published_names_what_is():
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(MissingWeightsError) as caught:
         ditzoo.create("dit_s_2", pretrained=True)
     packaged = [name for name in TAGGED if ditzoo.model_info(name).packaged]
     others = [name for name in TAGGED if name not in packaged]
     assert {"dit_ti_2.digits", "mdt_xl_2.in256"} <= {packaged[2], *others}
     assert str(caught.value) == (
-        f"No weights are published for dit_s_2. Those of {', '.join(packaged)} come with ditzoo. Published elsewhere "
-        f"are those of {', '.join(others)}, which this release does not fetch; ditzoo.model_info(name).source says "
-        "where they are."
+        f"No weights are published for dit_s_2. Those of {', '.join(packaged)} come with ditzoo; published by their "
+        f"authors are those of {', '.join(others)}. Weights of your own are loaded by ditzoo.create('dit_s_2', "
+        "checkpoint=path)."
     )
+
+
+@pytest.mark.parametrize("name", [name for name in TAGGED if ditzoo.model_info(name).packaged])
+def test_packaged_weights_are_the_model_in_float32(name):
+    model = ditzoo.create(name, pretrained=True)
+    info = ditzoo.model_info(name)
+    assert (model.dtype, model.training, model.load_result.is_exact) == (torch.float32, True, True)
+    assert (model.details.name, model.details.recipe, model.details.data) == (name, info.recipe, info.data)
+    assert model.details.licence == "Apache-2.0"
+    assert len(model.details.label_names) == 10
+    assert ditzoo.create(name, pretrained=True, dtype=torch.float16).dtype == torch.float16
+
+
+def test_weights_go_to_the_default_device():
+    with torch.device("meta"):
+        assert ditzoo.create("dit_ti_2", pretrained=True).device.type == "meta"
 
 
 def test_a_name_that_is_no_string():

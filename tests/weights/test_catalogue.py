@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import ditzoo
-from ditzoo import registry
 from ditzoo.models import Checkpoint, PublishedFile
 from ditzoo.registry import MissingWeightsError
 from ditzoo.weights import DownloadError, catalogue, fetch_published, note_licence, published_results
@@ -189,20 +188,6 @@ def test_other_licences_are_not_logged(caplog):
 
 
 # Fetching by name.
-
-
-@pytest.fixture
-def published(registry_sandbox):
-    """Registers files as those of `dit_ti_2.small`."""
-
-    def publish(*files: PublishedFile) -> str:
-        entry = registry._ENTRIES["dit_ti_2"]
-        checkpoint = Checkpoint(config={}, licence="none", data="digits", files=files)
-        architecture = replace(entry.architecture, checkpoints={"small": checkpoint})
-        registry._ENTRIES["dit_ti_2"] = replace(entry, architecture=architecture)
-        return "dit_ti_2.small"
-
-    return publish
 
 
 @pytest.fixture
