@@ -8,9 +8,10 @@ It needs two minutes, 3 GB of disk space where temporary files go, 9 GB of memor
 and Linux, which alone tells how much memory a process took. Weights are random and written on the spot, so that their
 files are in that cache ("warm"): what a disk delivers is not measured.
 
-Memory is that of a fresh process, beyond what it has after `import ditzoo` and a first network on the meta device. It
-counts anonymous memory and mapped pages of files alike: a page of a mapped file is read when a value in it is, so that
-loading itself takes little, and all weights have taken their place when each has been read once. Both are reported.
+`ditzoo.create(name, checkpoint=path)` reads every value once, since it looks for NaN; so all pages of the file have
+taken their place in memory when it returns. Memory is that of a fresh process, beyond what it has after
+`import ditzoo` and a first network on the meta device. It counts anonymous memory and mapped pages of files alike, and
+tells the first apart.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +35,7 @@ from torch import Tensor
 import ditzoo
 from ditzoo.bench.results import provenance, write_atomically
 from ditzoo.models import DiffusionTransformer
-from ditzoo.weights import load_state_dict, save_weights, warn_of_non_finite
+from ditzoo.weights import save_weights
 
 RESULTS = Path(__file__).resolve().parent / "results" / "loading.json"
 MODEL = "dit_xl_2"
@@ -43,8 +45,12 @@ REPEATS = 20
 THREADS = 1
 #: What the project allows itself.
 MOST_MEMORY, MOST_SECONDS = 1.2, 3.0
-#: Precisions and largest files. The limit of time is for those in bfloat16.
-CASES = [(dtype, size) for dtype in ("bfloat16", "float32") for size in ("5GB", SHARD_SIZE)]
+#: Precisions, kinds and largest files. The limit of time is for those in bfloat16.
+CASES = [
+    (dtype, *case)
+    for dtype in ("bfloat16", "float32")
+    for case in (("safetensors", "5GB"), ("safetensors", SHARD_SIZE), ("PyTorch", "5GB"))
+]
 
 Result = TypeVar("Result")
 
@@ -55,34 +61,24 @@ class Row:
 
     model: str
     dtype: str
+    kind: str
+    """`safetensors` or `PyTorch`"""
     files: int
     """1, or the number of shards"""
     weights: int
     """of all tensors"""
     load: tuple[float, float, float]
     """time until the network can be called: first quartile, median, third quartile"""
-    load_and_read: tuple[float, float, float]
-    """the same with a look at each value, which finds NaN"""
-    memory_loaded: int
-    """most memory until the network can be called"""
-    memory_read: int
-    """most memory until each value has been read"""
+    memory: int
+    """most memory until then"""
     memory_anonymous: int
-    """of the last, what is no mapped file"""
+    """what of it is no mapped file, at the end"""
 
 
 def load(name: str, path: Path) -> DiffusionTransformer:
-    """The network of this name with the weights of a file or folder: what is measured."""
-    with torch.device("meta"):
-        model = ditzoo.create(name)
-    model.load_state_dict(load_state_dict(path), assign=True)
-    return model
-
-
-def read(model: DiffusionTransformer) -> None:
-    """Look at each value."""
-    broken = warn_of_non_finite(model.state_dict())
-    assert not broken, broken
+    """The network of this name with the weights of a file or folder: what is measured. Each value is read on the way,
+    since `create` looks for NaN."""
+    return ditzoo.create(name, checkpoint=path)
 
 
 def random_weights(name: str) -> dict[str, Tensor]:
@@ -96,31 +92,28 @@ def random_weights(name: str) -> dict[str, Tensor]:
 # What fresh processes do.
 
 
-def times(name: str, path: Path, repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds of loading, and of loading and reading, after one round that does not count."""
-    loading, reading = [], []
+def times(name: str, path: Path, repeats: int) -> list[float]:
+    """Seconds of loading, after one round that does not count."""
+    seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         model = load(name, path)
-        loading.append(time.perf_counter() - start)
-        read(model)
-        reading.append(time.perf_counter() - start)
+        seconds.append(time.perf_counter() - start)
         del model
-    return loading[1:], reading[1:]
+    return seconds[1:]
 
 
-def memory(name: str, path: Path) -> tuple[int, int, int]:
-    """Most bytes beyond those at the start, after loading and after reading; and anonymous ones at the end."""
+def memory(name: str, path: Path) -> tuple[int, int]:
+    """Most bytes beyond those at the start, and anonymous ones at the end."""
     with torch.device("meta"):
-        ditzoo.create(name)  # loads what is imported late
+        ditzoo.create(name)
+    import_module("ditzoo.weights.sources")  # late imports are no part of the weights
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of importing
     start = status()
     model = load(name, path)
-    loaded = status()
-    assert not any(tensor.is_meta for tensor in model.state_dict().values())
-    read(model)
     done = status()
-    return loaded["VmHWM"] - start["VmRSS"], done["VmHWM"] - start["VmRSS"], done["RssAnon"] - start["RssAnon"]
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    return done["VmHWM"] - start["VmRSS"], done["RssAnon"] - start["RssAnon"]
 
 
 def status() -> dict[str, int]:
@@ -138,21 +131,26 @@ def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result
 # Cases.
 
 
-def measure(name: str, state: dict[str, Tensor], dtype: str, max_shard_size: str, repeats: int) -> Row:
+def measure(name: str, state: dict[str, Tensor], dtype: str, kind: str, max_shard_size: str, repeats: int) -> Row:
     """Write the weights into a temporary folder and load them from there, in a process for time and one for memory."""
+    precision = getattr(torch, dtype)
     with tempfile.TemporaryDirectory() as folder:
-        paths = save_weights(state, folder, max_shard_size=max_shard_size, dtype=getattr(torch, dtype))
-        loading, reading = in_fresh_process(times, name, Path(folder), repeats)
-        loaded, done, anonymous = in_fresh_process(memory, name, Path(folder))
+        if kind == "PyTorch":
+            path, count = Path(folder, "official.pt"), 1
+            torch.save({key: tensor.to(precision) for key, tensor in state.items()}, path)
+        else:
+            paths = save_weights(state, folder, max_shard_size=max_shard_size, dtype=precision)
+            path, count = Path(folder), max(1, len(paths) - 1)  # without the index
+        seconds = in_fresh_process(times, name, path, repeats)
+        most, anonymous = in_fresh_process(memory, name, path)
     return Row(
         model=name,
         dtype=dtype,
-        files=max(1, len(paths) - 1),  # without the index
-        weights=sum(tensor.numel() for tensor in state.values()) * getattr(torch, dtype).itemsize,
-        load=quartiles(loading),
-        load_and_read=quartiles(reading),
-        memory_loaded=loaded,
-        memory_read=done,
+        kind=kind,
+        files=count,
+        weights=sum(tensor.numel() for tensor in state.values()) * precision.itemsize,
+        load=quartiles(seconds),
+        memory=most,
         memory_anonymous=anonymous,
     )
 
@@ -165,26 +163,17 @@ def quartiles(seconds: list[float]) -> tuple[float, float, float]:
 
 def table(rows: list[Row]) -> str:
     """As `benchmarks/README.md` shows it."""
-    header = ["model", "precision", "files", "weights", "load", "load and read", "memory", "after reading", "anonymous"]
-    lines = [header, ["---"] * 2 + ["---:"] * 7, *(_cells(row) for row in rows)]
+    header = ["model", "precision", "kind", "files", "weights", "load", "memory", "anonymous"]
+    lines = [header, ["---"] * 3 + ["---:"] * 5, *(_cells(row) for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _cells(row: Row) -> list[str]:
-    def seconds(values: tuple[float, float, float]) -> str:
-        return f"{values[1]:.3f} s ({values[0]:.3f} to {values[2]:.3f})"
-
-    memory = [f"{size / row.weights:.3f}" for size in (row.memory_loaded, row.memory_read, row.memory_anonymous)]
+    low, median, high = row.load
+    seconds = f"{median:.3f} s ({low:.3f} to {high:.3f})"
+    memory = [f"{size / row.weights:.3f}" for size in (row.memory, row.memory_anonymous)]
     weights = f"{row.weights / 1e9:.2f} GB"
-    return [
-        f"`{row.model}`",
-        row.dtype,
-        str(row.files),
-        weights,
-        seconds(row.load),
-        seconds(row.load_and_read),
-        *memory,
-    ]
+    return [f"`{row.model}`", row.dtype, row.kind, str(row.files), weights, seconds, *memory]
 
 
 def origin_line(origin: dict[str, Any]) -> str:
@@ -203,7 +192,7 @@ def origin_line(origin: dict[str, Any]) -> str:
 def main(out: Path, name: str, repeats: int) -> None:
     """Measure, print the table and write it."""
     state = random_weights(name)
-    rows = [measure(name, state, dtype, size, repeats) for dtype, size in CASES]
+    rows = [measure(name, state, *case, repeats) for case in CASES]
     origin = provenance("cpu")
     origin["machine"]["threads"] = THREADS
     content = {"origin": origin, "rows": [asdict(row) for row in rows]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -172,14 +173,14 @@ def convert(src: str, dst: Path, to: Layout, dtype: str | None, **options: Any) 
 @click.option("--weak-model", help="A weaker model's tagged name or folder: autoguidance by it.")
 @click.option("--columns", type=click.IntRange(min=1), help="Of a grid; default: one a class.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--checkpoint", type=click.Path(), help="The authors' file of weights.")
+@click.option("--checkpoint", help="Weights in place of the name's own: a file, a folder, https://... or hf-hub:...")
 @click.option("--codec", help="Autoencoder instead of the recipe's: a folder or the id of a model.")
 @click.option("--tiling", is_flag=True, help="Decode large images in tiles, which takes less memory.")
 @click.option("--slicing", is_flag=True, help="Decode one image at a time, likewise.")
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 def sample(name: str, out: Path, **options: Any) -> None:
-    """Sample from a model: NAME is a tagged name such as dit_ti_2.digits, or a folder.
+    """Sample from a model: NAME is a tagged name such as dit_ti_2.digits, a folder, or hf-hub:user/repo.
 
     OUT decides what is written: a grid (.png), an animation of the steps (.gif, .webp), a file for ADM's evaluation
     (.npz), or else a folder of PNG files. File and folder are written in shards: a stopped job goes on where it was,
@@ -350,6 +351,7 @@ def _warnings_in_a_line() -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: warnings, and errors a user can mend, are one line, without a traceback."""
+    logging.basicConfig(format="ditzoo: %(message)s", level=logging.WARNING)
     try:
         with _warnings_in_a_line():
             return cli.main(arguments, prog_name="ditzoo")

@@ -302,38 +302,40 @@ def test_recorded_loading_stands_in_the_readme():
 
 def test_the_recorded_loading_keeps_what_the_project_promises():
     _, rows = recorded_loading()
-    found = [(row.model, row.dtype, row.files > 1) for row in rows]
-    assert found == [("dit_xl_2", dtype, split) for dtype in ("bfloat16", "float32") for split in (False, True)]
+    assert [(row.model, row.dtype, row.kind, row.files > 1) for row in rows] == [
+        ("dit_xl_2", dtype, kind, size != "5GB") for dtype, kind, size in loading.CASES
+    ]
     for row in rows:
-        assert max(row.memory_loaded, row.memory_read) <= loading.MOST_MEMORY * row.weights
-        assert row.load[1] <= row.load_and_read[1]
+        assert row.memory <= loading.MOST_MEMORY * row.weights
         if row.dtype == "bfloat16":
-            assert row.load_and_read[1] < loading.MOST_SECONDS
+            assert row.load[1] < loading.MOST_SECONDS
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 def test_loading_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "in_fresh_process", lambda function, *arguments: function(*arguments))
-    monkeypatch.setattr(loading, "CASES", [("bfloat16", "5GB"), ("float32", "0.7MB")])
+    monkeypatch.setattr(
+        loading,
+        "CASES",
+        [("bfloat16", "safetensors", "5GB"), ("float32", "safetensors", "0.7MB"), ("float32", "PyTorch", "5GB")],
+    )
     out = tmp_path / "rows.json"
     result = CliRunner().invoke(loading.main, ["--out", str(out), "--model", "dit_ti_2", "--repeats", "2"])
     assert result.exit_code == 0, result.output
     content = json.loads(out.read_text())
-    first, second = (loading.Row(**row) for row in content["rows"])
-    assert loading.table([first, second]) in result.output
+    first, second, third = rows = [loading.Row(**row) for row in content["rows"]]
+    assert loading.table(rows) in result.output
     assert loading.origin_line(content["origin"]) in result.output
-    assert (first.files, second.files) == (1, 2)
-    assert second.weights == 2 * first.weights > 10**6
-    for row in (first, second):
-        assert 0 < row.load[1] < row.load_and_read[1]
-        assert row.memory_read >= row.memory_loaded
+    assert [row.files for row in rows] == [1, 2, 1]
+    assert third.weights == second.weights == 2 * first.weights > 10**6
+    for row in rows:
+        assert 0 < row.load[0] <= row.load[1] <= row.load[2]
 
 
 def test_a_row_of_loading_in_the_table():
-    row = loading.Row("dit_ti_2", "bfloat16", 3, 2 * 10**9, (0.1, 0.2, 0.3), (1, 2, 3), 10**8, 21 * 10**8, 0)
+    row = loading.Row("dit_ti_2", "bfloat16", "safetensors", 3, 2 * 10**9, (0.1, 0.2, 0.3), 21 * 10**8, 10**8)
     assert loading.table([row]).splitlines()[2] == (
-        "| `dit_ti_2` | bfloat16 | 3 | 2.00 GB | 0.200 s (0.100 to 0.300) | 2.000 s (1.000 to 3.000) | "
-        "0.050 | 1.050 | 0.000 |"
+        "| `dit_ti_2` | bfloat16 | safetensors | 3 | 2.00 GB | 0.200 s (0.100 to 0.300) | 1.050 | 0.050 |"
     )
 
 

@@ -84,7 +84,9 @@ def test_metadata(metadata, sdist):
     assert (metadata["License-Expression"], metadata["Requires-Python"]) == ("Apache-2.0", ">=3.11")
     required = [entry for entry in metadata.get_all("Requires-Dist", []) if "extra ==" not in entry]
     names = {entry.partition(">=")[0] for entry in required}
-    assert names == {"torch", "einops", "safetensors", "huggingface-hub", "numpy", "pillow", "click", "rich"}
+    assert names == {
+        *("torch", "einops", "safetensors", "huggingface-hub", "filelock", "numpy", "pillow", "click", "rich"),
+    }
     assert {"bench", "docs", "dev", "all"} <= set(metadata.get_all("Provides-Extra", []))
     assert metadata.get_payload().encode().strip() == sdist["README.md"].strip()
 

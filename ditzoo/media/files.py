@@ -68,7 +68,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is no empty folder; choose another name, or remove it first.")
-    with _named_errors(path):
+    with _named_errors(path, holds_others=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_PARTIAL}"))
         try:
@@ -98,7 +98,7 @@ def writing_into(folder: Path, *, replaces: Sequence[str], last: str) -> Iterato
         OSError: the folder cannot be written; the message names it and the reason.
     """
     is_new = not folder.exists()
-    with _named_errors(folder):
+    with _named_errors(folder, holds_others=True):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=f".new{_PARTIAL}"))
         try:
@@ -126,11 +126,19 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """Errors of the system then tell which file could not be written, not under which temporary name."""
+def _named_errors(path: Path, *, holds_others: bool = False) -> Iterator[None]:
+    """Errors of the system then tell which file could not be written, not under which temporary name.
+
+    Args:
+        path: of a file, or of a folder.
+        holds_others: whether what is written inside the block is written for `path`, under temporary names: then the
+            errors that name those name `path` instead.
+    """
     try:
         yield
     except OSError as error:
+        if isinstance(error, _NamedError) and not holds_others:
+            raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "Free some space, or write elsewhere." if full else "Check the path, or write elsewhere."
         reason = error.reason if isinstance(error, _NamedError) else error.strerror or str(error)
@@ -138,7 +146,7 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 
 class _NamedError(OSError):
-    """An error of the system that tells which file it is about. Of a file in a file's stead, the outer one is told."""
+    """An error of the system that tells which file it is about, and why."""
 
     def __init__(self, number: int | None, reason: str, message: str) -> None:
         super().__init__(*([message] if number is None else [number, message]))

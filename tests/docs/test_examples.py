@@ -12,7 +12,6 @@ import torch
 
 from ditzoo import cli
 from tests.docs.pages import FAMILY_PAGES, PAGES, ROOT, blocks_of, examples_of, prose_of, run_examples
-from tests.golden_cases import golden_case, relative_error
 
 WITH_EXAMPLES = [page for page in PAGES if examples_of(page)]
 
@@ -35,20 +34,6 @@ def test_training_script_of_the_quick_start_samples_every_digit(registry_sandbox
     assert namespace["samples"].shape == (10, 1, 8, 8)
     assert bool(torch.isfinite(namespace["samples"]).all())
     assert namespace["NUM_IMAGES"] == 1_000
-
-
-def test_load_official_of_the_models_page_loads_an_official_state_dict(registry_sandbox, tmp_path):
-    namespace, _ = run_examples("docs/models.md")
-    case = golden_case("dit")
-    for nest in (case.state, {"ema": case.state, "model": {}}):
-        torch.save(nest, tmp_path / "official.pt")
-        model = namespace["load_official"]("dit_s_2", tmp_path / "official.pt", **case.options)
-        with torch.no_grad():
-            output = model(case["in.x"], case["in.t"], case["in.y"])
-        assert relative_error(output, case["out.forward"]) < case.tolerance()
-
-
-#: weights of the authors, and those that come with ditzoo
 
 
 # Commands.

@@ -56,8 +56,8 @@ def test_the_command_writes_folders_files_and_animations(tmp_path):
     ("arguments", "message"),
     [
         (("dit_ti_2.digts",), "Unknown tag 'digts' of dit_ti_2; its tags are: dit_ti_2.digits."),
-        (("dit_ti_2",), "dit_ti_2 names no weights; give one of its tags: dit_ti_2.digits."),
-        (("dit_xl_2.in512",), "This release of ditzoo does not fetch weights."),
+        (("dit_s_2",), "No weights are published for dit_s_2."),
+        (("uvit_h_2.in256",), "Google Drive cannot be downloaded by program. Open https://drive.google.com/file/d/"),
         (("dit_ti_2.digits", "--classes", "3-12"), "range '3-12' goes too far: classes go from 0 to 9."),
         (("dit_ti_2.digits", "--classes", "elf"), "no class is named 'elf'."),
         (("dit_ti_2.digits", "--sampler", "plms"), "unknown sampler 'plms'; choose one of ddpm, ddim,"),
