@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -170,10 +169,7 @@ def _read_official(src: Path, name: str | None, weights: Nest) -> DiffusionTrans
             "another order. Take the authors' own file."
         )
     model.load_state_dict(dict(found.weights), assign=True)
-    details = published_details(name, model.num_classes)
-    if details.recipe is not None and file.nest is not None:  # a bare state dict is what the name's recipe says
-        details = replace(details, recipe=replace(details.recipe, weights="ema" if file.nest == "ema" else "raw"))
-    model.details = details
+    model.details = published_details(name, model.num_classes, file.nest)
     return model
 
 

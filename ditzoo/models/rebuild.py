@@ -13,6 +13,9 @@ import torch
 from ditzoo.models.base import DiffusionTransformer
 from ditzoo.models.options import SHARED_OPTIONS
 
+#: Arguments of `ditzoo.create` that are no options of a model.
+RESERVED_OPTIONS = ("name", "pretrained", "checkpoint", "weights", "strict", "dtype")
+
 
 def check_rebuilds(name: str, model_cls: type[DiffusionTransformer], config: Mapping[str, Any]) -> None:
     """Refuse a class whose `config` is not what the zoo takes it for: read by option, stored as JSON, built from.
@@ -64,6 +67,8 @@ def _fault(model: DiffusionTransformer) -> str | None:
     if catch_all := [str(parameter) for parameter in parameters if parameter.kind is parameter.VAR_KEYWORD]:
         return f"cannot hold what {catch_all[0]} takes: name every option in the constructor"
     takes = [parameter.name for parameter in parameters]
+    if reserved := [option for option in takes if option in RESERVED_OPTIONS]:
+        return f"has {', '.join(reserved)}, which ditzoo.create takes itself: give the option another name"
     if missing := [option for option in dict.fromkeys([*SHARED_OPTIONS, *takes]) if option not in model.config]:
         return f"lacks {', '.join(missing)}"
     if strange := [str(option) for option in model.config if option not in takes]:

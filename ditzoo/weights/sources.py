@@ -89,7 +89,7 @@ def create_pretrained(
         _load(model, source, name, config, overrides, strict)
         # While the file is there: it may be a temporary one.
         model.to(device=torch.get_default_device(), dtype=dtype)
-    model.details = source.details or published_details(name, model.num_classes)
+    model.details = source.details or published_details(name, model.num_classes, source.nest)
     return model
 
 
@@ -189,9 +189,18 @@ def _load(
     warn_of_non_finite(model.state_dict(), source=source.place)
 
 
-def published_details(name: str, num_classes: int) -> ModelDetails:
-    """What is known of the weights of a registry name, in a model of so many classes."""
+def published_details(name: str, num_classes: int, nest: str | None = None) -> ModelDetails:
+    """What is known of the weights of a registry name, in a model of so many classes.
+
+    Args:
+        name: registry name.
+        num_classes: of the model.
+        nest: the entry of a training checkpoint in which they stood; a bare state dict is what the recipe says.
+    """
     info = registry.model_info(name)
+    recipe = info.recipe
+    if recipe is not None and nest is not None:
+        recipe = replace(recipe, weights="raw" if nest in RAW_NESTS else "ema")
     names = LabelNames.of_data(info.data)
     label_names = tuple(names) if names is not None and len(names) == num_classes else None
-    return ModelDetails(name=name, recipe=info.recipe, label_names=label_names, data=info.data)
+    return ModelDetails(name=name, recipe=recipe, label_names=label_names, data=info.data)

@@ -1,7 +1,9 @@
 """`register_model`: models of one's own, and the classes and arguments that it refuses."""
 
+import inspect
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -234,6 +236,23 @@ def test_a_class_whose_config_does_not_build_the_same_network(model_cls, config,
         "begins with super().__init__(locals()) of DiffusionTransformer, has the right one."
     )
     assert ditzoo.list_models("mine*") == []
+
+
+def test_a_class_with_an_option_that_create_takes_itself():
+    class Strict(WithOption):
+        def __init__(self, *, strict: bool = True, **options: Any) -> None:
+            super().__init__(**options)
+            self.config["strict"] = strict
+
+    Strict.__signature__ = inspect.signature(WithOption).replace(
+        parameters=[
+            *inspect.signature(WithOption).parameters.values(),
+            inspect.Parameter("strict", inspect.Parameter.KEYWORD_ONLY, default=True),
+        ]
+    )
+    message = "has strict, which ditzoo.create takes itself: give the option another name"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        ditzoo.register_model("mine_s_2", Strict, family="mine")
 
 
 def test_a_class_that_cannot_list_its_unused_weights():
