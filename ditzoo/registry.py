@@ -263,7 +263,9 @@ def create(
     model_cls, config = entry.architecture.model_cls, _config(entry.architecture, published)
     check_option_names(name, model_cls, overrides)
     if not pretrained and checkpoint is None:
-        model = model_cls(**{**config, **overrides}).to(dtype=dtype)
+        model = model_cls(**{**config, **overrides})
+        if dtype is not None:
+            model.to(dtype)
         model.details = ModelDetails(name=name, recipe=_recipe(entry, published))
         return model
     from ditzoo.weights.sources import create_pretrained
