@@ -10,17 +10,25 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ditzoo.media.files import writing
-from ditzoo.weights.checks import message, short, shown, some
+from ditzoo.weights.checks import short, shown, some
 from ditzoo.weights.index import INDEX_SUFFIX, is_plain_name
-from ditzoo.weights.values import is_finite
+from ditzoo.weights.values import in_precision
 
 #: Precisions in which copies can be written.
 SAVED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+#: Precisions under the names that the safetensors format has for them.
+_FORMAT_NAMES = {
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
+    **{torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.float8_e8m0fnu: "F8_E8M0"},
+    **{torch.float8_e4m3fnuz: "F8_E4M3FNUZ", torch.float8_e5m2fnuz: "F8_E5M2FNUZ", torch.complex64: "C64"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.bool: "BOOL"},
+    **{torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8"},
+}
+#: Bytes, of which the header of a file is a multiple.
+_ALIGNMENT = 8
 
 
 def save_weights(
@@ -44,7 +52,7 @@ def save_weights(
         max_shard_size: bytes of a shard, or a text such as `"5GB"` (1 GB is 10^9 bytes). A larger tensor has a shard of
             its own.
         dtype: precision in which floating-point tensors are written, float16, bfloat16 or float32; None keeps theirs.
-            Of converted, tied and non-contiguous tensors there are copies in memory, one shard at a time.
+            Memory holds a copy of one tensor at a time.
 
     Returns:
         The files, the index last.
@@ -64,7 +72,7 @@ def save_weights(
             content = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
             files.enter_context(writing(index)).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         for path, names in zip(paths, split.filename_to_tensors.values(), strict=True):
-            _write_shard(files.enter_context(writing(path)), {name: tensors[name] for name in names}, dtype)
+            write_safetensors(files.enter_context(writing(path)), {name: tensors[name] for name in names}, dtype)
         if split.is_sharded:
             index.unlink(missing_ok=True)  # it must not name old shards beside new ones, even for a moment
     paths += [index] if split.is_sharded else []
@@ -123,44 +131,45 @@ def _dtype_of(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
 
 
-def _write_shard(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
-    state = {name: tensor.detach().to("cpu", _dtype_of(tensor, dtype)) for name, tensor in tensors.items()}
-    if overflowing := [shown(name) for name, tensor in state.items() if _has_new_infinity(tensors[name], tensor)]:
-        raise ValueError(
-            f"values beyond the range of {dtype} are in {some(overflowing)}, and would be written as infinity. "
-            "bfloat16 has the range of float32; or keep the precision with dtype=None."
-        )
-    state = _without_overlap({name: _in_full(tensor) for name, tensor in state.items()})
-    try:
-        save_file(state, path, metadata={"format": "pt"})
-    except KeyError as error:  # of the table of precisions
-        kind = short(error.args[0])
-        lacking = [shown(name) for name, tensor in state.items() if tensor.dtype == error.args[0]]
-        raise ValueError(f"safetensors has no {kind}, as {some(lacking)} is; convert it or leave it out.") from error
-    except SafetensorError as error:
-        raise OSError(message(error)) from error
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Write one file, tensor after tensor, so that memory holds a copy of one at a time where copies are needed.
+    `save_file` of the safetensors library takes all at once.
+
+    Args:
+        path: of the file. It is written in place: give a temporary name.
+        tensors: as `save_weights` takes them.
+        dtype: likewise.
+
+    Raises:
+        ValueError: a precision that the format does not have, or a value that is finite and would be infinite.
+        OSError: the file cannot be written.
+    """
+    kinds = {name: _dtype_of(tensor, dtype) for name, tensor in tensors.items()}
+    for kind in kinds.values():
+        if kind not in _FORMAT_NAMES:
+            lacking = [shown(name) for name in kinds if kinds[name] == kind]
+            raise ValueError(f"safetensors has no {short(kind)}, as {some(lacking)} is; convert it or leave it out.")
+    names = sorted(tensors, key=lambda name: (-kinds[name].itemsize, name))  # aligned, each to its own size
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        begin, end = end, end + tensors[name].numel() * kinds[name].itemsize
+        header[name] = {
+            "dtype": _FORMAT_NAMES[kinds[name]],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(_bytes_of(in_precision(name, tensors[name], dtype)))
 
 
-def _has_new_infinity(tensor: Tensor, converted: Tensor) -> bool:
-    if converted.dtype == tensor.dtype or is_finite(converted):
-        return False
-    return bool((converted.isinf() & tensor.cpu().isfinite()).any())
-
-
-def _in_full(tensor: Tensor) -> Tensor:
-    """Its values as they are to lie in the file: a view may say "transposed" or "conjugate" of others."""
-    return tensor.resolve_conj().resolve_neg().contiguous()
-
-
-def _without_overlap(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, those copied that share memory with one before them: safetensors refuses tied weights."""
-    result, end = dict(state), 0
-    for name, tensor in sorted(state.items(), key=lambda item: item[1].data_ptr()):
-        if tensor.data_ptr() < end:
-            result[name] = tensor.clone()
-        else:
-            end = tensor.data_ptr() + tensor.nbytes
-    return result
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Row after row, whatever view of memory the tensor is: transposed, conjugate, expanded."""
+    return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _files_of(folder: Path, stem: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The values of weights: a fingerprint of them, and whether they are numbers."""
+"""The values of weights: a fingerprint of them, whether they are numbers, and other precisions."""
 
 from __future__ import annotations
 
@@ -77,6 +77,31 @@ def is_finite(tensor: Tensor) -> bool:
         tensor = torch.view_as_real(tensor)
     # NaN if any value is. A test of each value would take forty times as long, and a copy.
     return all(bool(torch.isfinite(torch.stack(part.aminmax())).all()) for part in _comparable(tensor))
+
+
+def in_precision(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A tensor on the CPU, in another precision if it is of floats.
+
+    Args:
+        name: for the message.
+        tensor: shared with the result where nothing has to change.
+        dtype: None keeps the tensor's.
+
+    Raises:
+        ValueError: a value is finite and would be infinite.
+    """
+    tensor = tensor.detach().cpu()
+    if dtype in (None, tensor.dtype) or not tensor.is_floating_point():
+        return tensor
+    converted = tensor.to(dtype)
+    if not is_finite(converted) and (converted.isinf() & tensor.isfinite()).any():
+        largest = tensor[tensor.isfinite()].abs().max()
+        raise ValueError(
+            f"{shown(name)} has values up to {float(largest):.3g}, and {short(converted.dtype)} ends at "
+            f"{torch.finfo(dtype).max:.3g}: they would be written as infinity. bfloat16 has the range of float32; or "
+            "keep the precision (dtype=None)."
+        )
+    return converted
 
 
 def _comparable(tensor: Tensor) -> Iterator[Tensor]:

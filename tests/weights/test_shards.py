@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import ditzoo
 from ditzoo.weights import load_state_dict, read_checkpoint, save_weights, verify
+from ditzoo.weights.values import in_precision
 from tests.zoo import lively
 
 STATE = lively("dit_ti_2").state_dict()
@@ -97,11 +99,11 @@ def test_a_value_that_float16_cannot_hold_is_refused(tmp_path):
         "low": -torch.ones(1) * 1e9,
     }
     save_weights(STATE, tmp_path)
-    with pytest.raises(ValueError, match=r"beyond the range of torch\.float16 are in large, low, .* bfloat16 has"):
+    with pytest.raises(ValueError, match=r"large has values up to 6\.55e\+04, and float16 ends at .* bfloat16 has"):
         save_weights(state, tmp_path, dtype=torch.float16, max_shard_size=10**6)
     assert os.listdir(tmp_path) == ["model.safetensors"]
     assert same(load_state_dict(tmp_path), STATE)  # what was there
-    with pytest.raises(ValueError, match=r"beyond the range of torch\.bfloat16 are in big"):
+    with pytest.raises(ValueError, match=r"big has values up to 1e\+300, and bfloat16 ends at 3\.39e\+38"):
         save_weights({"big": torch.tensor([1e300], dtype=torch.float64)}, tmp_path, dtype=torch.bfloat16)
     assert save_weights(state, tmp_path, dtype=torch.bfloat16)
 
@@ -137,11 +139,45 @@ def test_tied_strided_and_empty_tensors(size, dtype, tmp_path):
     assert same(load_state_dict(tmp_path), {name: tensor.resolve_conj() for name, tensor in expected.items()})
 
 
-def test_views_that_do_not_overlap_are_not_copied(tmp_path, monkeypatch):
-    monkeypatch.setattr(Tensor, "clone", None)  # to call it would raise
-    base = torch.arange(24.0)
-    save_weights({"b": base[12:], "a": base[:12]}, tmp_path)
-    assert load_state_dict(tmp_path)["b"].tolist() == base[12:].tolist()
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_files_are_those_of_the_safetensors_library(dtype, tmp_path):
+    state = {name: tensor.to(dtype).contiguous() for name, tensor in STATE.items()}
+    save_file(state, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    ours = save_weights(STATE, tmp_path, dtype=dtype)[0]
+    assert ours.read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+
+
+DTYPES = [torch.bool, torch.complex64]
+DTYPES += [getattr(torch, f"{sign}int{bits}") for sign in ("u", "") for bits in (8, 16, 32, 64)]
+DTYPES += [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+DTYPES += [getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")]
+
+
+def test_every_precision_of_the_format(tmp_path):
+    state = {f"grüße.{dtype}": torch.tensor([[1, 0, 1]]).to(dtype) for dtype in DTYPES}
+    path = save_weights(state, tmp_path)[0]
+    for found in (load_file(path), load_state_dict(path)):
+        assert {name: (tensor.dtype, tensor.shape) for name, tensor in found.items()} == {
+            name: (tensor.dtype, tensor.shape) for name, tensor in state.items()
+        }
+        for name, tensor in state.items():
+            assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+def test_memory_holds_a_copy_of_one_tensor_at_a_time(tmp_path, monkeypatch):
+    alive = weakref.WeakSet()
+    most = []
+
+    def watched(*arguments):
+        copy = in_precision(*arguments)
+        alive.add(copy)
+        most.append(len(alive))
+        return copy
+
+    monkeypatch.setattr("ditzoo.weights.shards.in_precision", watched)
+    save_weights(STATE, tmp_path, dtype=torch.bfloat16)
+    assert len(most) == len(STATE)
+    assert max(most) <= 2
 
 
 def test_what_earlier_weights_left_is_removed(tmp_path):
@@ -177,15 +213,14 @@ def test_mapped_weights_can_be_written_over_themselves(tmp_path):
 def test_a_folder_keeps_what_it_had_if_writing_fails(tmp_path, monkeypatch):
     in_three(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    calls = []
+    last = list(STATE)[-1]
 
-    def full(state, path, **options):
-        calls.append(path)
-        if len(calls) == 3:
+    def full(name, *arguments):
+        if name == last:
             raise OSError(28, "No space left on device")
-        save_file(state, path, **options)
+        return in_precision(name, *arguments)
 
-    monkeypatch.setattr("ditzoo.weights.shards.save_file", full)
+    monkeypatch.setattr("ditzoo.weights.shards.in_precision", full)
     with pytest.raises(OSError, match=r"model-00003-of-00003\.safetensors cannot be written: No space left"):
         in_three(tmp_path, {name: tensor + 1 for name, tensor in STATE.items()})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
