@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors.torch import save_file
+from torch import Tensor
 
 from ditzoo import registry
 from ditzoo.interop.dit import check_expressible, warn_of_deviation
@@ -19,6 +20,7 @@ from ditzoo.media.files import writing
 from ditzoo.models import DiffusionTransformer, DiT, ModelDetails
 from ditzoo.models.state_dicts import is_constant_buffer, official_state
 from ditzoo.weights.checks import short, shown, some
+from ditzoo.weights.diffusers_extra import extra_beside
 from ditzoo.weights.diffusers_names import (
     PIPELINE_INDEX,
     is_diffusers_state,
@@ -27,10 +29,13 @@ from ditzoo.weights.diffusers_names import (
 )
 from ditzoo.weights.file_checks import wrong_buffers
 from ditzoo.weights.files import FLOATS, Nest, WeightsFile, read_checkpoint
-from ditzoo.weights.folders import CONFIG, DETAILS, WEAK_STEM, load_model, load_network, read_config, save_model
+from ditzoo.weights.folders import CONFIG, WEAK_STEM, load_model, load_network, read_config, save_model
+from ditzoo.weights.hub import is_hub_name
 from ditzoo.weights.lookalikes import fitting
 from ditzoo.weights.match import FileForNetwork, shapes_of
+from ditzoo.weights.shards import SAVED_DTYPES, write_safetensors
 from ditzoo.weights.sources import published_details
+from ditzoo.weights.values import in_precision
 
 Layout = Literal["ditzoo", "official", "diffusers"]
 _PYTORCH, _SAFETENSORS = (".pt", ".pth"), ".safetensors"
@@ -60,7 +65,7 @@ def convert(
             for the state dict that the authors' code loads strictly, their constant buffers included; `"diffusers"`,
             for DiT alone, for a folder that `DiTPipeline.from_pretrained(folder, vae=vae)` loads.
         name: registry name, such as `"dit_xl_2.in256"`. The authors' files do not say what they are for, and need one;
-            elsewhere it is checked, and gives the recipe where `src` has none.
+            elsewhere it is checked, and gives what is known of the weights where `src` says nothing.
         weights: of a training checkpoint that holds both, the moving average (`"ema"`) or the last step (`"raw"`).
         dtype: `torch.float32`, `float16` or `bfloat16`; None keeps that of each tensor.
         max_shard_size: of the files in a folder, in bytes or as `"5GB"`; larger weights are written in several, with an
@@ -80,8 +85,8 @@ def convert(
     Warns:
         UserWarning: that diffusers computes something else with the weights of a folder for it, and by how much.
     """
-    src, dst = Path(src), Path(dst)
     _check_arguments(to, weights, dtype)
+    src, dst = _source(src), Path(dst)
     _check_target(dst, to)
     if to == "diffusers":
         import_diffusers("converting to diffusers")
@@ -90,14 +95,10 @@ def convert(
     if to == "ditzoo":
         save_model(model, dst, weak_model=weak_model, max_shard_size=max_shard_size, dtype=dtype)
         return dst
-    if to == "diffusers":
-        check_expressible(model)
-    if dtype is not None:
-        _cast(model, dtype)
     if to == "official":
-        _write_official_file(model, dst)
+        _write_official_file(model, dst, dtype)
     else:
-        _write_diffusers_folder(model, src, dst, max_shard_size)
+        _write_diffusers_folder(model, src, dst, max_shard_size, dtype)
         warn_of_deviation(*folder_warning(dst))
     if weak_model is not None:
         warnings.warn(f"the weaker model of autoguidance in {src} has no place in {dst}.", stacklevel=2)
@@ -108,8 +109,19 @@ def _check_arguments(to: str, weights: str, dtype: torch.dtype | None) -> None:
     for argument, value, kinds in (("to", to, get_args(Layout)), ("weights", weights, get_args(Nest))):
         if value not in kinds:
             raise ValueError(f"{argument} must be one of {', '.join(map(repr, kinds))}, got {value!r}.")
-    if dtype is not None and dtype not in FLOATS:
-        raise ValueError(f"dtype must be None or one of {', '.join(map(str, FLOATS))}, got {dtype!r}.")
+    if dtype is not None and dtype not in SAVED_DTYPES:
+        raise ValueError(f"dtype must be None or one of {', '.join(map(short, SAVED_DTYPES))}, got {dtype!r}.")
+
+
+def _source(src: _PathLike) -> Path:
+    text = os.fspath(src)
+    if not text:
+        raise ValueError("SRC is empty; name a file or a folder of weights.")
+    if is_hub_name(text) or text.startswith(("https://", "http://")):
+        raise ValueError(
+            f"{text} is not on this machine: fetch it first, by `ditzoo pull` from the Hub, and convert what arrives."
+        )
+    return Path(text)
 
 
 def _check_target(dst: Path, to: Layout) -> None:
@@ -137,7 +149,14 @@ def _read(src: Path, name: str | None, weights: Nest) -> DiffusionTransformer:
         return _read_official(src, name, weights)
     if name is not None:
         _check_network(src, model, name)
+        if model.details.recipe is None:
+            model.details = _completed(model.details, published_details(name, model.num_classes))
     return model
+
+
+def _completed(details: ModelDetails, known: ModelDetails) -> ModelDetails:
+    """With what is known where they say nothing."""
+    return ModelDetails(**{f.name: getattr(details, f.name) or getattr(known, f.name) for f in fields(ModelDetails)})
 
 
 def _weak_model(src: Path) -> DiffusionTransformer | None:
@@ -156,6 +175,8 @@ def _read_official(src: Path, name: str | None, weights: Nest) -> DiffusionTrans
             f"{src} has the names of diffusers, and no {CONFIG} beside it says what it is: give the folder that "
             "diffusers saved."
         )
+    if name is None and (src.parent / CONFIG).is_file():
+        raise ValueError(f"{src} does not say what network it is for, but {CONFIG} beside it does: give {src.parent}.")
     if name is None:
         raise ValueError(f"{src} does not say what network it is for. {_advice(file)}")
     with torch.device("meta"):
@@ -202,21 +223,28 @@ def _advice(file: WeightsFile) -> str:
 
 def _read_diffusers(src: Path, folder: Path, name: str | None) -> DiffusionTransformer:
     options, state = read_diffusers_transformer(src)
-    place = PipelinePlace(folder.parent) if (folder.parent / PIPELINE_INDEX).is_file() else None
-    extra = (place and place.read_extra()) or {}
-    trained = extra.get("model") or (registry.model_info(name).config if name else {})
+    extra = extra_beside(folder, options["num_classes"])
+    if extra is not None:
+        options["class_dropout_prob"] = extra.class_dropout_prob
+    elif name is not None:
+        options["class_dropout_prob"] = registry.model_info(name).config.get("class_dropout_prob", 0.1)
     with torch.device("meta"):
-        model = DiT(**options, class_dropout_prob=trained.get("class_dropout_prob", 0.1))
+        model = DiT(**options)
     model.load_state_dict(state, assign=True)
-    if extra:
-        kept = {entry: extra[entry] for entry in DETAILS if entry in extra}
-        model.details = ModelDetails.from_dict(kept)
-        return model
-    recipe = registry.model_info(name).recipe if name else None
-    if recipe is None and place and (scheduler := place.read(SCHEDULER_CONFIG)):
-        recipe = recipe_of_pipeline(scheduler, learned_variance=model.learn_sigma, **place.facts())
-    model.details = ModelDetails(name=name, recipe=recipe)
+    if extra is not None:
+        model.details = extra.details
+    elif (folder.parent / PIPELINE_INDEX).is_file():
+        model.details = _details_of_pipeline(PipelinePlace(folder.parent), model, name)
     return model
+
+
+def _details_of_pipeline(place: PipelinePlace, model: DiT, name: str | None) -> ModelDetails:
+    """What a pipeline by others says: names of classes, and how it samples, where no name says it better."""
+    recipe = None
+    has_better = name is not None and registry.model_info(name).recipe is not None
+    if not has_better and (scheduler := place.read(SCHEDULER_CONFIG)):
+        recipe = recipe_of_pipeline(scheduler, learned_variance=model.learn_sigma, **place.facts())
+    return ModelDetails(recipe=recipe, label_names=place.label_names(model.num_classes))
 
 
 def _check_network(src: Path, model: DiffusionTransformer, name: str) -> None:
@@ -236,30 +264,31 @@ def _check_network(src: Path, model: DiffusionTransformer, name: str) -> None:
 # Targets.
 
 
-def _cast(model: DiffusionTransformer, dtype: torch.dtype) -> None:
-    """Change the precision in place; refuse one whose range is too small."""
-    largest = torch.finfo(dtype).max
-    for key, parameter in model.named_parameters():
-        value = parameter.detach()
-        if not torch.equal(value.isfinite(), value.to(dtype).isfinite()):
-            raise ValueError(
-                f"{key} has values up to {float(value.abs().max()):.3g}, and {short(dtype)} ends at {largest:.3g}; "
-                "convert to bfloat16, which has the range of float32."
-            )
-        parameter.data = value.to(dtype)
-
-
-def _write_official_file(model: DiffusionTransformer, path: Path) -> None:
+def _write_official_file(model: DiffusionTransformer, path: Path, dtype: torch.dtype | None) -> None:
     state = official_state(model)
     with writing(path) as temporary:
-        if path.suffix in _PYTORCH:
-            torch.save(state, temporary)
+        if path.suffix == _SAFETENSORS:
+            write_safetensors(temporary, state, dtype)
         else:
-            tensors = {key: tensor.contiguous() for key, tensor in state.items()}
-            save_file(tensors, temporary, metadata={"format": "pt"})
+            _save_pickle({key: in_precision(key, tensor, dtype) for key, tensor in state.items()}, temporary)
 
 
-def _write_diffusers_folder(model: DiffusionTransformer, src: Path, folder: Path, max_shard_size: int | str) -> None:
+def _save_pickle(state: dict[str, Tensor], path: Path) -> None:
+    """As `torch.save`, which writes all the memory that a tensor is a part of, and of a full disk says nothing."""
+    parts = {key: tensor for key, tensor in state.items() if tensor.untyped_storage().nbytes() > tensor.nbytes}
+    try:
+        with path.open("wb") as file:
+            torch.save({**state, **{key: tensor.clone() for key, tensor in parts.items()}}, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def _write_diffusers_folder(
+    model: DiffusionTransformer, src: Path, folder: Path, max_shard_size: int | str, dtype: torch.dtype | None
+) -> None:
+    check_expressible(model)
     recipe = model.details.recipe
     if recipe is None:
         raise ValueError(
@@ -267,4 +296,4 @@ def _write_diffusers_folder(model: DiffusionTransformer, src: Path, folder: Path
             "dit_xl_2.in256 (name='dit_xl_2.in256'), or whatever network of the zoo was trained in the same way."
         )
     assert isinstance(model, DiT)  # as `check_expressible` has made sure
-    write_folder(model, folder, recipe, max_shard_size=max_shard_size, extra=model.details.to_dict())
+    write_folder(model, folder, recipe, max_shard_size=max_shard_size, dtype=dtype)

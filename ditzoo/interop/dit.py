@@ -55,10 +55,26 @@ def to_diffusers(model: DiT, *, patch: bool = False) -> DiTTransformer2DModel:
     Warns:
         UserWarning: without `patch`, that the result deviates from `model`, and by how much.
     """
-    diffusers = import_diffusers("to_diffusers")
+    import_diffusers("to_diffusers")
     check_expressible(model)
-    with torch.device("meta"):  # draws no random numbers for weights that are about to be replaced
-        transformer = diffusers.DiTTransformer2DModel(
+    transformer = empty_transformer(model)
+    state = {name: tensor.clone() for name, tensor in diffusers_state(model).items()}
+    transformer.load_state_dict(state, assign=True)
+    transformer.pos_embed.pos_embed = model.pos_embed.detach().clone()  # a buffer that is no part of the state
+    if patch:
+        patch_diffusers(transformer)
+    else:
+        warn_of_deviation("The DiTTransformer2DModel that to_diffusers() returns", "to_diffusers(model, patch=True)")
+    return transformer.eval()
+
+
+def empty_transformer(model: DiT) -> DiTTransformer2DModel:
+    """diffusers' class for a DiT that it can express, on the meta device: no random numbers are drawn for weights that
+    are about to be replaced."""
+    from diffusers import DiTTransformer2DModel
+
+    with torch.device("meta"):
+        return DiTTransformer2DModel(
             num_attention_heads=model.num_heads,
             attention_head_dim=model.hidden_size // model.num_heads,
             in_channels=model.in_channels,
@@ -69,14 +85,6 @@ def to_diffusers(model: DiT, *, patch: bool = False) -> DiTTransformer2DModel:
             num_embeds_ada_norm=model.num_classes,
             norm_eps=NORM_EPS,
         )
-    state = {name: tensor.clone() for name, tensor in diffusers_state(model).items()}
-    transformer.load_state_dict(state, assign=True)
-    transformer.pos_embed.pos_embed = model.pos_embed.detach().clone()  # a buffer that is no part of the state
-    if patch:
-        patch_diffusers(transformer)
-    else:
-        warn_of_deviation("The DiTTransformer2DModel that to_diffusers() returns", "to_diffusers(model, patch=True)")
-    return transformer.eval()
 
 
 def from_diffusers(transformer: DiTTransformer2DModel, *, class_dropout_prob: float = 0.1) -> DiT:

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ditzoo import __version__
-from ditzoo.interop.dit import from_diffusers, to_diffusers, warn_of_deviation
+import torch
+
+from ditzoo.interop.dit import check_expressible, empty_transformer, from_diffusers, warn_of_deviation
 from ditzoo.interop.package import import_diffusers
 from ditzoo.interop.schedulers import make_scheduler, recipe_of_pipeline
+from ditzoo.media import LabelNames
 from ditzoo.media.codec import is_hub_id, quiet_download
-from ditzoo.models import DiT
+from ditzoo.media.files import writing_folder
+from ditzoo.models import DiT, ModelDetails
 from ditzoo.recipe import Recipe
-from ditzoo.weights.diffusers_names import is_computed_table
+from ditzoo.weights.diffusers_extra import EXTRA_FILE, Extra, extra_entries, parse_extra
+from ditzoo.weights.diffusers_names import (
+    PIPELINE_INDEX,
+    POSITIONS,
+    TRANSFORMER,
+    WEIGHTS_STEM,
+    diffusers_state,
+    is_computed_table,
+)
+from ditzoo.weights.shards import save_weights
+from ditzoo.weights.values import in_precision
 
-#: What diffusers has no place for: the model's options and the recipe. diffusers ignores it.
-EXTRA_FILE = "ditzoo.json"
 SCHEDULER_CONFIG, _VAE_CONFIG = "scheduler/scheduler_config.json", "vae/config.json"
+#: Of `PIPELINE_INDEX`: which class has which name, {"0": "tench, Tinca tinca"}.
+_LABELS = "id2label"
 
 
 def save_diffusers(
@@ -31,7 +41,7 @@ def save_diffusers(
     """Write a folder for `DiTPipeline.from_pretrained(folder)`.
 
     Without `vae` it lacks an autoencoder, which the pipeline asks for: `DiTPipeline.from_pretrained(folder, vae=vae)`.
-    `ditzoo.json` beside diffusers' files keeps the recipe for `load_diffusers`.
+    `ditzoo.json` beside diffusers' files keeps the recipe and the model's other details for `load_diffusers`.
 
     Args:
         model: a DiT that `to_diffusers` takes.
@@ -60,8 +70,8 @@ def write_folder(
     vae: Any = None,
     scheduler: Any = None,
     *,
-    max_shard_size: int | str = "10GB",
-    extra: Mapping[str, Any] | None = None,
+    max_shard_size: int | str = "5GB",
+    dtype: torch.dtype | None = None,
 ) -> None:
     """`save_diffusers` without its warning.
 
@@ -72,25 +82,40 @@ def write_folder(
         vae: as there.
         scheduler: as there.
         max_shard_size: of the transformer's files, in bytes or as `"5GB"`.
-        extra: what else to keep in `EXTRA_FILE`, JSON-safe.
+        dtype: of the transformer, as `save_weights` takes it.
     """
     diffusers = import_diffusers("save_diffusers")
+    check_expressible(model)
     _check_recipe(recipe)
+    parts = {
+        TRANSFORMER: empty_transformer(model),
+        "scheduler": make_scheduler(recipe) if scheduler is None else scheduler,
+    }
     if vae is not None:
         _check_vae(vae, model, recipe)
-    transformer = to_diffusers(model, patch=True)  # `save_diffusers` warns, with the remedy for a folder
-    if not is_computed_table(model.pos_embed, model):
-        # Kept with the weights, as diffusers computes another: it is as near to the sin-cos one as half precision.
-        transformer.pos_embed.register_buffer("pos_embed", transformer.pos_embed.pos_embed, persistent=True)
-    scheduler = make_scheduler(recipe) if scheduler is None else scheduler
-    entries = {"ditzoo_version": __version__, "model": model.config, "recipe": recipe.to_dict(), **(extra or {})}
-    with _new_folder(Path(folder)) as temporary:
-        if vae is None:
-            _save_without_vae(diffusers, temporary, transformer, scheduler, max_shard_size)
-        else:
-            pipe = diffusers.DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler)
-            pipe.save_pretrained(temporary, max_shard_size=max_shard_size)
-        (temporary / EXTRA_FILE).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+        parts["vae"] = vae
+    state = diffusers_state(model)
+    if not is_computed_table(in_precision("pos_embed", model.pos_embed, dtype), model):
+        # diffusers computes another, which is as near to this one as half precision.
+        state[POSITIONS] = model.pos_embed
+    index = {
+        "_class_name": "DiTPipeline",
+        "_diffusers_version": diffusers.__version__,
+        **{name: ["diffusers", type(part).__name__] for name, part in parts.items()},
+    }
+    if vae is None:
+        index["vae"] = [None, None]
+    if (names := model.details.label_names) is not None:
+        index[_LABELS] = {str(label): name for label, name in enumerate(names)}
+    with writing_folder(Path(folder)) as temporary:
+        parts.pop(TRANSFORMER).save_config(temporary / TRANSFORMER)
+        save_weights(state, temporary / TRANSFORMER, stem=WEIGHTS_STEM, max_shard_size=max_shard_size, dtype=dtype)
+        for name, part in parts.items():
+            part.save_pretrained(temporary / name)
+        for name, entries in ((PIPELINE_INDEX, index), (EXTRA_FILE, extra_entries(model, recipe))):
+            (temporary / name).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+        for path in temporary.rglob("*.*"):
+            path.chmod(0o644)  # diffusers' 0600 would hide weights from everyone else
 
 
 def folder_warning(folder: str | os.PathLike[str]) -> tuple[str, str]:
@@ -108,7 +133,8 @@ def load_diffusers(folder_or_id: str | os.PathLike[str]) -> tuple[DiT, Recipe]:
         folder_or_id: a folder, or the id of a repository, `"owner/name"`, which is fetched into diffusers' cache.
 
     Returns:
-        The model in evaluation mode, and the recipe that `save_diffusers` kept. Folders by others have none; it is then
+        The model in evaluation mode, with its details, and the recipe that `save_diffusers` kept. Folders by others
+        have none; it is then
         how the pipeline samples: its scheduler's noise levels, prediction and, where ditzoo has it, algorithm (DDIM
         else), and guidance 4.0 over all channels in 50 steps.
 
@@ -127,10 +153,12 @@ def load_diffusers(folder_or_id: str | os.PathLike[str]) -> tuple[DiT, Recipe]:
     place = PipelinePlace(folder_or_id)
     with quiet_download():
         transformer = diffusers.DiTTransformer2DModel.from_pretrained(place.name, subfolder="transformer")
-    extra = place.read_extra()
+    extra = place.read_extra(transformer.config.num_embeds_ada_norm)
     if extra is not None:
-        model = from_diffusers(transformer, class_dropout_prob=extra["model"]["class_dropout_prob"])
-        return model, Recipe.from_dict(extra["recipe"])
+        model = from_diffusers(transformer, class_dropout_prob=extra.class_dropout_prob)
+        model.details = extra.details
+        assert extra.details.recipe is not None  # as `parse_extra` has made sure
+        return model, extra.details.recipe
     model = from_diffusers(transformer)
     scheduler = place.read(SCHEDULER_CONFIG)
     if scheduler is None and not place.is_folder:
@@ -138,7 +166,9 @@ def load_diffusers(folder_or_id: str | os.PathLike[str]) -> tuple[DiT, Recipe]:
             f"the scheduler of {place.name} is neither there nor on this machine; fetch the repository again, with a "
             "network, or take the weights alone by from_diffusers(transformer)."
         )
-    return model, recipe_of_pipeline(scheduler or {}, learned_variance=model.learn_sigma, **place.facts())
+    recipe = recipe_of_pipeline(scheduler or {}, learned_variance=model.learn_sigma, **place.facts())
+    model.details = ModelDetails(recipe=recipe, label_names=place.label_names(model.num_classes))
+    return model, recipe
 
 
 def has_vae(folder_or_id: str | os.PathLike[str]) -> bool:
@@ -188,15 +218,22 @@ class PipelinePlace:
             raise ValueError(f"{name} of {self.name} is no JSON ({error}); save or fetch it again.") from error
         return content
 
-    def read_extra(self) -> dict[str, Any] | None:
+    def read_extra(self, num_classes: int) -> Extra | None:
         """What `save_diffusers` has kept for ditzoo; None in folders by others."""
-        extra = self.read(EXTRA_FILE)
-        entries = extra if isinstance(extra, dict) else {}
-        if extra is not None and not all(isinstance(entries.get(entry), dict) for entry in ("model", "recipe")):
-            raise ValueError(
-                f"{EXTRA_FILE} of {self.name} is not what save_diffusers() writes; remove it to load the rest."
-            )
-        return extra
+        entries = self.read(EXTRA_FILE)
+        return None if entries is None else parse_extra(entries, f"{EXTRA_FILE} of {self.name}", num_classes)
+
+    def label_names(self, num_classes: int) -> tuple[str, ...] | None:
+        """Of the classes, as diffusers keeps them; None where it has not one for each."""
+        labels = (self.read(PIPELINE_INDEX) or {}).get(_LABELS)
+        if not isinstance(labels, dict) or set(labels) != {str(label) for label in range(num_classes)}:
+            return None
+        names = tuple(labels[str(label)] for label in range(num_classes))
+        try:
+            LabelNames(names)
+        except (AttributeError, ValueError):  # no text, or none in it
+            return None
+        return names
 
     def facts(self) -> dict[str, Any]:
         """What `recipe_of_pipeline` asks about the place."""
@@ -241,42 +278,3 @@ def _check_vae(vae: Any, model: DiT, recipe: Recipe) -> None:
                 f"the vae's {name} is {found}, but the model's latents have {wanted} (latent_scale of the recipe, "
                 "in_channels of the model): give the autoencoder that they are of."
             )
-
-
-def _save_without_vae(
-    diffusers: Any, folder: Path, transformer: Any, scheduler: Any, max_shard_size: int | str
-) -> None:
-    """What `DiTPipeline.save_pretrained` writes. It warns of a missing part; here that is meant."""
-    transformer.save_pretrained(folder / "transformer", max_shard_size=max_shard_size)
-    scheduler.save_pretrained(folder / "scheduler")
-    parts = {"transformer": transformer, "scheduler": scheduler}
-    index = {
-        "_class_name": "DiTPipeline",
-        "_diffusers_version": diffusers.__version__,
-        **{name: ["diffusers", type(part).__name__] for name, part in parts.items()},
-        "vae": [None, None],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which takes its name when all has been written."""
-    folder = folder.resolve()
-    if folder.is_file():
-        raise FileExistsError(f"{folder} is a file; name a new folder.")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} has files in it; name a new folder, or empty it first.")
-    temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for path in temporary.rglob("*.*"):
-            if path.is_file():
-                path.chmod(0o644)  # diffusers' 0600 would hide weights from everyone else
-        if folder.is_dir():
-            folder.rmdir()
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

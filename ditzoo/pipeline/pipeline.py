@@ -160,7 +160,9 @@ class Pipeline:
         model, recipe = load_diffusers(folder_or_id)
         if codec is None and has_vae(folder_or_id):
             codec = load_codec(folder_or_id, subfolder="vae", scale=recipe.latent_scale, shift=recipe.latent_shift)
-        return placed(cls(model, recipe, codec, name=str(folder_or_id)), device, dtype)
+        details = model.details
+        pipeline = cls(model, recipe, codec, label_names=details.label_names, name=details.name or str(folder_or_id))
+        return placed(pipeline, device, dtype)
 
     def to_diffusers(self) -> Any:
         """diffusers' `DiTPipeline` of this model, autoencoder and recipe, in memory: see `ditzoo.interop`.

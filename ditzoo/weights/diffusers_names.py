@@ -30,7 +30,10 @@ TRANSFORMER, PIPELINE_INDEX = "transformer", "model_index.json"
 #: The buffer that diffusers computes. Some copies of weights have it.
 POSITIONS = "pos_embed.pos_embed"
 
-_CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model"
+#: What the names of its files of weights begin with.
+WEIGHTS_STEM = "diffusion_pytorch_model"
+
+_CONFIG = "config.json"
 _CLASS = "DiTTransformer2DModel"
 #: diffusers' first releases had one class for several networks; the official copies on the Hub are of it.
 _EARLIER_CLASS = "Transformer2DModel"
@@ -96,7 +99,7 @@ def transformer_folder(path: Path | str) -> Path | None:
     path = Path(path)
     if (path / PIPELINE_INDEX).is_file() or (path / TRANSFORMER / _CONFIG).is_file():
         return path / TRANSFORMER
-    if path.is_file() and not path.name.startswith(_WEIGHTS):
+    if path.is_file() and not path.name.startswith(WEIGHTS_STEM):
         return None
     folder = path if path.is_dir() else path.parent
     config = folder / _CONFIG
@@ -134,13 +137,13 @@ def read_diffusers_transformer(folder: Path | str) -> tuple[dict[str, Any], dict
         _check_blocks(options, theirs)
         with torch.device("meta"):
             model = DiT(**options)
-        state = official_state(theirs, model)
+        state = full_ditzoo_state(theirs, model)
     except ValueError as error:
         raise ValueError(f"{found}: {error}") from error
     return options, state
 
 
-def official_state(theirs: Mapping[str, Tensor], model: DiT) -> dict[str, Tensor]:
+def full_ditzoo_state(theirs: Mapping[str, Tensor], model: DiT) -> dict[str, Tensor]:
     """As `ditzoo_state`, with the position table: that of the file, if it has one, and else in the precision of the
     other weights."""
     rest = {name: tensor for name, tensor in theirs.items() if name != POSITIONS}

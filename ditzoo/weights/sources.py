@@ -16,10 +16,11 @@ from ditzoo import registry
 from ditzoo.media import LabelNames
 from ditzoo.models import DiffusionTransformer, DiT, ModelDetails
 from ditzoo.weights.catalogue import fetch_published, note_licence
+from ditzoo.weights.diffusers_extra import extra_beside
 from ditzoo.weights.diffusers_names import (
     PIPELINE_INDEX,
     is_diffusers_state,
-    official_state,
+    full_ditzoo_state,
     read_diffusers_transformer,
     transformer_folder,
 )
@@ -149,9 +150,11 @@ def _fetched(checkpoint: Path | str) -> Path:
 
 
 def _open(path: Path, weights: Nest | None) -> _Source:
-    if transformer_folder(path) is not None:
+    if (folder := transformer_folder(path)) is not None:
         options, tensors = read_diffusers_transformer(path)
-        return _Source(path, tensors, model_cls=registry.class_path(DiT), options=options)
+        extra = extra_beside(folder, options["num_classes"])
+        details = None if extra is None else extra.details
+        return _Source(path, tensors, model_cls=registry.class_path(DiT), options=options, details=details)
     if (path / CONFIG).is_file():
         config = read_config(path)
         file = read_checkpoint(find_weights(path))
@@ -181,7 +184,7 @@ def _load(
     try:
         if is_diffusers_state(tensors) and isinstance(model, DiT):
             with torch.device("meta"):
-                tensors = official_state(tensors, DiT(**{**config, **options}))
+                tensors = full_ditzoo_state(tensors, DiT(**{**config, **options}))
         result = load_weights(model, tensors, source=options if overrides else None, strict=strict)
     except ValueError as error:
         raise ValueError(f"{source.place}: {error}") from error

@@ -6,6 +6,9 @@ import json
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import ditzoo
 from ditzoo.cli import cli, main
 from ditzoo.interop import load_diffusers, patch_diffusers
 from ditzoo.interop.dit import is_expressible
+from ditzoo.models.details import EvaluationResult
 from ditzoo.models.state_dicts import official_state
 from ditzoo.weights import load_state_dict
 from ditzoo.weights.diffusers_names import read_diffusers_transformer
@@ -136,6 +140,66 @@ def test_ditzoo_to_diffusers_and_back(dtype, tmp_path):
     assert pipe.model.config == model.config
 
 
+#: all that can be known of a model of ten classes
+DETAILS = ditzoo.models.ModelDetails(
+    name="mine",
+    recipe=replace(ditzoo.model_info("dit_xl_2.in256").recipe, licence="MIT", source="a shed"),
+    label_names=("tench, Tinca tinca", *"bcdefghij"),
+    data="my photographs",
+    results=(EvaluationResult(metric="FID", value=3.5, dataset="theirs", settings="50 steps", source="me"),),
+    training_command="ditzoo train my-photographs",
+)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A folder of ditzoo with a model of which everything is known."""
+    model = lively("dit_ti_2", in_channels=4, learn_sigma=True, class_dropout_prob=0.25)
+    model.details = DETAILS
+    model.save_pretrained(tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+@pytest.mark.parametrize("by_way_of", [[], ["ditzoo"], ["diffusers"], ["ditzoo", "diffusers", "diffusers"]])
+def test_details_survive(mine, by_way_of, dtype, tmp_path):
+    place = mine
+    for number, to in enumerate(by_way_of):
+        place = ditzoo.convert(place, tmp_path / str(number), to=to, dtype=dtype)
+    place = ditzoo.convert(place, tmp_path / "end", to="ditzoo", dtype=dtype)
+    model = ditzoo.models.DiffusionTransformer.from_pretrained(place)
+    assert model.details == DETAILS
+    assert model.config["class_dropout_prob"] == 0.25
+    assert model.dtype == (dtype or torch.float32)
+
+
+def test_details_in_a_folder_of_diffusers_are_read_everywhere(diffusers, vae, mine, tmp_path):
+    folder = ditzoo.convert(mine, tmp_path / "dit", to="diffusers")
+    assert load_diffusers(folder)[0].details == DETAILS
+    for checkpoint in (folder, folder / "transformer"):
+        model = ditzoo.create("dit_ti_2", checkpoint=checkpoint, in_channels=4, learn_sigma=True)
+        assert model.details == DETAILS
+    labels = diffusers.DiTPipeline.from_pretrained(folder, vae=vae).labels
+    assert (labels["tench"], labels["Tinca tinca"], labels["j"]) == (0, 0, 9)
+
+
+def test_weaker_models_travel_where_there_is_a_place_for_them(tmp_path):
+    model, weak = lively("dit_ti_2"), lively("dit_ti_2", depth=1)
+    recipe = ditzoo.model_info("dit_ti_2").recipe
+    ditzoo.Pipeline(model, recipe, weak_model=weak).save_pretrained(tmp_path / "both")
+    both = ditzoo.convert(
+        tmp_path / "both", tmp_path / "half", to="ditzoo", dtype=torch.bfloat16, max_shard_size="150KB"
+    )
+    assert (both / "weak_model.safetensors.index.json").is_file()
+    again = ditzoo.Pipeline.from_pretrained(both, dtype=torch.bfloat16)
+    for found, expected in ((again.model, model), (again.weak_model, weak)):
+        assert_same(found.state_dict(), expected.bfloat16().state_dict())
+    for to, dst in (("official", "dst.pt"), ("diffusers", "dst")):
+        message = f"the weaker model of autoguidance in {both} has no place in {tmp_path / dst}."
+        with pytest.warns(UserWarning, match=re.escape(message)):
+            ditzoo.convert(both, tmp_path / dst, to=to)
+
+
 def test_a_rounded_position_table_comes_back_as_it_was(diffusers, tmp_path):
     model = lively("dit_ti_2").half().float()
     src = file_of(model.state_dict(), tmp_path / "official.pt")
@@ -204,6 +268,34 @@ def test_recipe_of_a_folder_by_diffusers_alone(diffusers, vae, tmp_path):
     assert (recipe.schedule, recipe.sampler) == ("cosine", "ddim")
 
 
+def test_names_of_classes_of_a_folder_by_diffusers_alone(diffusers, vae, tmp_path):
+    labels = {0: "tench, Tinca tinca", 1: "hen", 2: "crane"}
+    theirs = random_transformer(diffusers)
+    diffusers.DiTPipeline(theirs, vae, diffusers.DDIMScheduler(clip_sample=False)).save_pretrained(tmp_path / "pipe")
+    index = json.loads((tmp_path / "pipe" / "model_index.json").read_text())
+    for written, expected in ((labels, tuple(labels.values())), ({0: "hen"}, None), ({**labels, 2: " "}, None)):
+        (tmp_path / "pipe" / "model_index.json").write_text(json.dumps({**index, "id2label": written}))
+        back = ditzoo.convert(tmp_path / "pipe", tmp_path / f"back{written}", to="ditzoo")
+        assert ditzoo.models.DiffusionTransformer.from_pretrained(back).details.label_names == expected
+        assert load_diffusers(tmp_path / "pipe")[0].details.label_names == expected
+
+
+def test_a_name_says_what_a_folder_does_not(diffusers, vae, registry_sandbox, tmp_path):
+    options = {"input_size": 4, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 10, "in_channels": 4}
+    recipe = ditzoo.model_info("dit_xl_2.in256").recipe
+    ditzoo.register_model("dit_shed", ditzoo.models.DiT, {**options, "patch_size": 2}, family="tests", recipe=recipe)
+    model = lively("dit_shed")
+    model.details = ditzoo.models.ModelDetails(data="my photographs")
+    model.save_pretrained(tmp_path / "mine")
+    refused(ValueError, "give --name", tmp_path / "mine", tmp_path / "theirs", to="diffusers")
+    theirs = ditzoo.convert(tmp_path / "mine", tmp_path / "theirs", to="diffusers", name="dit_shed")
+    (theirs / "ditzoo.json").unlink()
+    for src, data in ((tmp_path / "mine", "my photographs"), (theirs, None), (theirs / "transformer", None)):
+        back = ditzoo.convert(src, tmp_path / f"{src.name} back", to="ditzoo", name="dit_shed")
+        details = ditzoo.models.DiffusionTransformer.from_pretrained(back).details
+        assert details == ditzoo.models.ModelDetails(name="dit_shed", recipe=recipe, data=data)
+
+
 def test_a_transformer_without_a_pipeline_needs_a_recipe_for_diffusers(diffusers, tmp_path):
     random_transformer(diffusers).save_pretrained(tmp_path / "theirs")
     with pytest.raises(
@@ -259,7 +351,7 @@ def test_values_beyond_half_precision_are_refused(tmp_path):
     with torch.no_grad():
         model.blocks[1].mlp.fc1.bias[3] = -7e4
     src = file_of(model.state_dict(), tmp_path / "official.pt")
-    message = "blocks.1.mlp.fc1.bias has values up to 7e+04, and float16 ends at 6.55e+04; convert to bfloat16"
+    message = "blocks.1.mlp.fc1.bias has values up to 7e+04, and float16 ends at 6.55e+04: they would be written as"
     with pytest.raises(ValueError, match=re.escape(message)):
         ditzoo.convert(src, tmp_path / "half.pt", to="official", name="dit_ti_2", dtype=torch.float16)
     assert [path.name for path in tmp_path.iterdir()] == ["official.pt"]
@@ -415,16 +507,84 @@ def test_targets_that_exist_are_left_alone(official, tmp_path):
     ditzoo.convert(official, tmp_path / "empty", to="ditzoo", name="mdt_ti_2")
 
 
-@pytest.mark.parametrize(("to", "dst"), [("ditzoo", "dst"), ("official", "dst.pt"), ("official", "dst.safetensors")])
-def test_a_full_disk_leaves_nothing_behind(official, to, dst, tmp_path, monkeypatch):
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+@contextmanager
+def files_end_at(num_bytes: int) -> Iterator[None]:
+    """The system refuses to write more into any file, as on a disk that is full there."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    for function in ("torch.save", "ditzoo.interop.convert.save_file", "ditzoo.weights.folders.save_weights"):
-        monkeypatch.setattr(function, full)
-    refused(
-        OSError, f"{tmp_path / dst} cannot be written: No space left", official, tmp_path / dst, to=to, name="mdt_ti_2"
-    )
+
+@pytest.mark.parametrize(
+    ("to", "dst"),
+    [("ditzoo", "dst"), ("official", "dst.pt"), ("official", "dst.safetensors"), ("diffusers", "dst")],
+)
+def test_weights_that_the_disk_does_not_take_leave_nothing_behind(to, dst, tmp_path):
+    src = file_of(lively("dit_ti_2").state_dict(), tmp_path / "official.pt")
+    with files_end_at(500_000):
+        message = f"{tmp_path / dst} cannot be written: File too large. Check the path, or write elsewhere."
+        refused(OSError, message, src, tmp_path / dst, to=to, name="dit_ti_2")
+    ditzoo.convert(src, tmp_path / dst, to=to, name="dit_ti_2")
+
+
+def test_tied_weights_and_views_are_written_out(tmp_path):
+    state = {name: tensor.detach() for name, tensor in lively("dit_ti_2").state_dict().items()}
+    state["blocks.1.attn.qkv.bias"] = state["blocks.0.attn.qkv.bias"]
+    buffer = torch.zeros(2_000_000)  # of which the weights are a part, as in sharded training
+    state["pos_embed"] = buffer[: state["pos_embed"].numel()].view_as(state["pos_embed"]).copy_(state["pos_embed"])
+    src = file_of(state, tmp_path / "official.pt")
+    assert src.stat().st_size > 8_000_000
+    for suffix in SUFFIXES:
+        back = ditzoo.convert(src, tmp_path / f"back{suffix}", to="official", name="dit_ti_2")
+        assert_same(saved(back), state)
+        assert back.stat().st_size < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("src", "message"),
+    [
+        ("", "SRC is empty; name a file or a folder of weights"),
+        ("hf-hub:me/mine", "hf-hub:me/mine is not on this machine: fetch it first, by `ditzoo pull`"),
+        ("https://example.com/a.pt", "https://example.com/a.pt is not on this machine: fetch it first"),
+    ],
+)
+def test_sources_that_are_not_here(src, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ditzoo.convert(src, tmp_path / "dst", to="ditzoo", name="dit_ti_2")
+
+
+def test_a_file_beside_its_config(mine, tmp_path):
+    message = f"model.safetensors does not say what network it is for, but config.json beside it does: give {mine}."
+    refused(ValueError, message, mine / "model.safetensors", tmp_path / "dst", to="ditzoo")
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"model": 3}, "it has no recipe, or no model with class_dropout_prob"),
+        ({"model": {"class_dropout_prob": "0.1"}}, "it has no recipe, or no model with class_dropout_prob"),
+        ({"model": {"class_dropout_prob": 0}}, "class_dropout_prob=0 is not between 0 and 1"),
+        ({"recipe": None}, "it has no recipe, or no model with class_dropout_prob"),
+        ({"recipe": {"schedule": "linear"}}, "recipe: a recipe needs prediction"),
+        ({"label_names": ["hen"]}, "it has 1 label_names, and the transformer 10 classes"),
+        ({"label_names": 3}, "label_names must be a list of strings, got 3"),
+        ({"results": [{"metric": "FID"}]}, "results: a result lacks dataset, value"),
+    ],
+)
+def test_damaged_details_in_a_folder_of_diffusers(mine, entries, message, tmp_path):
+    folder = ditzoo.convert(mine, tmp_path / "dit", to="diffusers")
+    path = folder / "ditzoo.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+    message = f"{path} is not what ditzoo writes: {message}. Remove it to load the rest."
+    refused(ValueError, message, folder, tmp_path / "dst", to="ditzoo")
+    with pytest.raises(ValueError, match=r"ditzoo\.json of .*dit is not what ditzoo writes"):
+        load_diffusers(folder)
+    path.unlink()
+    ditzoo.convert(folder, tmp_path / "dst", to="ditzoo")
 
 
 @pytest.mark.parametrize(
@@ -434,8 +594,13 @@ def test_a_full_disk_leaves_nothing_behind(official, to, dst, tmp_path, monkeypa
         ({"to": "ditzoo", "weights": "best"}, "weights must be one of 'ema', 'raw', got 'best'"),
         (
             {"to": "ditzoo", "dtype": torch.int8},
-            "dtype must be None or one of torch.float16, torch.bfloat16, torch.flo",
+            "dtype must be None or one of float16, bfloat16, float32, got torch.int8",
         ),
+        (
+            {"to": "official", "dst": "x.pt", "dtype": torch.float64},
+            "or one of float16, bfloat16, float32, got torch.fl",
+        ),
+        ({"to": "ditzoo", "max_shard_size": -1}, "max_shard_size must be a positive number of bytes, or a text such"),
         (
             {"to": "ditzoo", "dst": "x.pt"},
             "x.pt looks like a file, and ditzoo is written as a folder; name one, such as x.",
@@ -447,7 +612,9 @@ def test_a_full_disk_leaves_nothing_behind(official, to, dst, tmp_path, monkeypa
     ],
 )
 def test_arguments_that_are_none(official, arguments, message, tmp_path):
-    refused(ValueError, message, official, **{"dst": tmp_path / "x", "name": "mdt_ti_2", **arguments})
+    refused(
+        ValueError, message, official, **{"name": "mdt_ti_2", **arguments, "dst": tmp_path / arguments.get("dst", "x")}
+    )
 
 
 def test_a_folder_with_a_config_of_something_else(tmp_path):

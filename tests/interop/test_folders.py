@@ -392,7 +392,7 @@ def test_folder_without_transformer(tmp_path):
     ("name", "content", "message"),
     [
         ("ditzoo.json", "{", "ditzoo.json of {} is no JSON"),
-        ("ditzoo.json", "{}", r"ditzoo.json of {} is not what save_diffusers\(\) writes; remove it to load the rest"),
+        ("ditzoo.json", "{}", "ditzoo.json of {} is not what ditzoo writes: it has no recipe"),
         ("scheduler/scheduler_config.json", "", "scheduler/scheduler_config.json of {} is no JSON"),
     ],
 )
@@ -407,10 +407,9 @@ def test_damaged_json_is_named(tmp_path, name, content, message):
 
 def test_folder_with_files_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("")
-    with pytest.raises(FileExistsError, match=f"{tmp_path} has files in it; name a new folder, or empty it first"):
-        save_diffusers(latent_model(), tmp_path, RECIPE)
-    with pytest.raises(FileExistsError, match=f"{tmp_path}/mine is a file; name a new folder"):
-        save_diffusers(latent_model(), tmp_path / "mine", RECIPE)
+    for folder in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(FileExistsError, match=f"{folder} exists and is no empty folder; choose another name"):
+            save_diffusers(latent_model(), folder, RECIPE)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
