@@ -4,7 +4,7 @@ The recorded results come from
 
     python benchmarks/conversion_memory.py
 
-It needs the extra `diffusers`, Linux, 17 GB of disk and 6 GB of memory, and takes three minutes.
+It needs the extra `diffusers`, Linux, 26 GB of disk and 9 GB of memory, and takes five minutes.
 """
 
 from __future__ import annotations
@@ -62,6 +62,10 @@ CONVERSIONS = (
     Conversion("official.pt", "diffusers", "diffusers"),
     Conversion("diffusers", "from-diffusers", "ditzoo"),
     Conversion("official.pt", "half", "ditzoo", "bfloat16"),
+    Conversion("official.pt", "half-diffusers", "diffusers", "bfloat16"),
+    Conversion("official.pt", "half.safetensors", "official", "bfloat16"),
+    Conversion("official.pt", "half.pt", "official", "bfloat16"),
+    Conversion("half", "wide", "ditzoo", "float32"),
 )
 
 

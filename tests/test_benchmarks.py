@@ -405,12 +405,12 @@ def test_recorded_conversions_stand_on_the_page():
     assert conversion_memory.table(recorded_conversions()) in page
 
 
-def test_conversions_that_copy_keep_what_the_project_promises():
+def test_conversions_keep_what_the_project_promises():
     rows = {row.conversion: row.ratio for row in recorded_conversions()}
     assert len(rows) == len(conversion_memory.CONVERSIONS)
-    copying = {name for name in rows if not name.endswith((" to diffusers", ", bfloat16"))}
-    assert len(copying) == 4
-    assert all(0.9 < rows[name] <= 1.2 for name in copying)
+    in_memory = rows.pop("official.pt to half.pt, bfloat16")  # PyTorch writes a file from copies of all tensors
+    assert 1.2 < in_memory < 1.6
+    assert all(0.9 < ratio <= 1.2 for ratio in rows.values())
 
 
 def test_memory_of_a_conversion_is_measured(tmp_path, monkeypatch):

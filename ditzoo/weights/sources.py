@@ -19,8 +19,8 @@ from ditzoo.weights.catalogue import fetch_published, note_licence
 from ditzoo.weights.diffusers_extra import extra_beside
 from ditzoo.weights.diffusers_names import (
     PIPELINE_INDEX,
-    is_diffusers_state,
     full_ditzoo_state,
+    is_diffusers_state,
     read_diffusers_transformer,
     transformer_folder,
 )
