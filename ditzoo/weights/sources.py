@@ -19,8 +19,8 @@ from ditzoo.weights.catalogue import fetch_published, note_licence
 from ditzoo.weights.diffusers_extra import extra_beside
 from ditzoo.weights.diffusers_names import (
     PIPELINE_INDEX,
-    full_ditzoo_state,
     is_diffusers_state,
+    official_state,
     read_diffusers_transformer,
     transformer_folder,
 )
@@ -184,7 +184,7 @@ def _load(
     try:
         if is_diffusers_state(tensors) and isinstance(model, DiT):
             with torch.device("meta"):
-                tensors = full_ditzoo_state(tensors, DiT(**{**config, **options}))
+                tensors = official_state(tensors, DiT(**{**config, **options}))
         result = load_weights(model, tensors, source=options if overrides else None, strict=strict)
     except ValueError as error:
         raise ValueError(f"{source.place}: {error}") from error
