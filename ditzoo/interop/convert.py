@@ -83,7 +83,8 @@ def convert(
             name, with those whose layout fits; for what the target cannot express; for arguments that are none.
 
     Warns:
-        UserWarning: that diffusers computes something else with the weights of a folder for it, and by how much.
+        UserWarning: that diffusers computes something else with the weights of a folder for it, and by how much; and
+            that the weaker model of autoguidance, which only ditzoo's folders have, is left out.
     """
     _check_arguments(to, weights, dtype)
     src, dst = _source(src), Path(dst)

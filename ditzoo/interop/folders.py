@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ditzoo.weights.diffusers_names import (
     diffusers_state,
     is_computed_table,
 )
+from ditzoo.weights.hub_errors import without_tokens
 from ditzoo.weights.shards import save_weights
 from ditzoo.weights.values import in_precision
 
@@ -84,38 +85,44 @@ def write_folder(
         max_shard_size: of the transformer's files, in bytes or as `"5GB"`.
         dtype: of the transformer, as `save_weights` takes it.
     """
-    diffusers = import_diffusers("save_diffusers")
+    import_diffusers("save_diffusers")
     check_expressible(model)
     _check_recipe(recipe)
-    parts = {
-        TRANSFORMER: empty_transformer(model),
-        "scheduler": make_scheduler(recipe) if scheduler is None else scheduler,
-    }
+    parts = {"scheduler": make_scheduler(recipe) if scheduler is None else scheduler}
     if vae is not None:
         _check_vae(vae, model, recipe)
         parts["vae"] = vae
-    state = diffusers_state(model)
+    transformer, state = empty_transformer(model), diffusers_state(model)
     if not is_computed_table(in_precision("pos_embed", model.pos_embed, dtype), model):
         # diffusers computes another, which is as near to this one as half precision.
         state[POSITIONS] = model.pos_embed
-    index = {
-        "_class_name": "DiTPipeline",
-        "_diffusers_version": diffusers.__version__,
-        **{name: ["diffusers", type(part).__name__] for name, part in parts.items()},
-    }
-    if vae is None:
-        index["vae"] = [None, None]
-    if (names := model.details.label_names) is not None:
-        index[_LABELS] = {str(label): name for label, name in enumerate(names)}
+    index = _pipeline_index({TRANSFORMER: transformer, **parts}, model.details.label_names)
     with writing_folder(Path(folder)) as temporary:
-        parts.pop(TRANSFORMER).save_config(temporary / TRANSFORMER)
+        transformer.save_config(temporary / TRANSFORMER)
         save_weights(state, temporary / TRANSFORMER, stem=WEIGHTS_STEM, max_shard_size=max_shard_size, dtype=dtype)
         for name, part in parts.items():
             part.save_pretrained(temporary / name)
         for name, entries in ((PIPELINE_INDEX, index), (EXTRA_FILE, extra_entries(model, recipe))):
-            (temporary / name).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+            text = without_tokens(json.dumps(entries, indent=2)) + "\n"
+            (temporary / name).write_text(text, encoding="utf-8")
         for path in temporary.rglob("*.*"):
             path.chmod(0o644)  # diffusers' 0600 would hide weights from everyone else
+
+
+def _pipeline_index(parts: Mapping[str, Any], label_names: Iterable[str] | None) -> dict[str, Any]:
+    """As `DiTPipeline.save_pretrained` writes it, and also without an autoencoder; with the names of classes."""
+    from diffusers import __version__
+
+    index = {
+        "_class_name": "DiTPipeline",
+        "_diffusers_version": __version__,
+        **{name: ["diffusers", type(part).__name__] for name, part in parts.items()},
+    }
+    if "vae" not in parts:
+        index["vae"] = [None, None]
+    if label_names is not None:
+        index[_LABELS] = {str(label): name for label, name in enumerate(label_names)}
+    return index
 
 
 def folder_warning(folder: str | os.PathLike[str]) -> tuple[str, str]:
@@ -134,9 +141,8 @@ def load_diffusers(folder_or_id: str | os.PathLike[str]) -> tuple[DiT, Recipe]:
 
     Returns:
         The model in evaluation mode, with its details, and the recipe that `save_diffusers` kept. Folders by others
-        have none; it is then
-        how the pipeline samples: its scheduler's noise levels, prediction and, where ditzoo has it, algorithm (DDIM
-        else), and guidance 4.0 over all channels in 50 steps.
+        have none; it is then how the pipeline samples: its scheduler's noise levels, prediction and, where ditzoo has
+        it, algorithm (DDIM else), and guidance 4.0 over all channels in 50 steps.
 
     Raises:
         ImportError: where diffusers is missing, naming the extra to install.

@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from ditzoo.diffusion import get_sampler, make_process
 from ditzoo.interop import load_diffusers, make_scheduler, patch_diffusers, save_diffusers, to_diffusers
 from ditzoo.layers import sincos_position_table
 from ditzoo.media import load_codec
+from ditzoo.models import ModelDetails
 from ditzoo.recipe import Guidance, Recipe
 from tests.golden_cases import relative_error
 from tests.hub import cached_repository
@@ -63,6 +65,23 @@ def test_pipeline_loads_what_was_saved(diffusers, vae, tmp_path):
     assert again.config == model.config
     assert not again.training
     assert_same_weights(model, again)
+
+
+def test_index_is_that_of_diffusers_with_names_of_classes(diffusers, vae, tmp_path):
+    model, token = latent_model(), "hf_" + "a1B2" * 9
+    names = ("tench, Tinca tinca", *"bcdefghij")
+    model.details = ModelDetails(label_names=names, training_command=f"HF_TOKEN={token} ditzoo train")
+    save_diffusers(model, tmp_path / "ours", RECIPE, vae=vae)
+    diffusers.DiTPipeline(to_diffusers(model), vae, make_scheduler(RECIPE)).save_pretrained(tmp_path / "theirs")
+    ours, theirs = (json.loads((tmp_path / side / "model_index.json").read_text()) for side in ("ours", "theirs"))
+    assert ours.pop("id2label") == {str(label): name for label, name in enumerate(names)}
+    assert ours == theirs
+    assert "HF_TOKEN=" in (tmp_path / "ours" / "ditzoo.json").read_text()
+    assert not any(token.encode() in path.read_bytes() for path in tmp_path.rglob("*.json"))
+    config = Path("transformer", "config.json")
+    assert json.loads((tmp_path / "ours" / config).read_text()) == json.loads(
+        (tmp_path / "theirs" / config).read_text()
+    )
 
 
 def test_without_vae_and_with_a_scheduler(diffusers, vae, tmp_path):
