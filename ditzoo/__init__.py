@@ -57,11 +57,20 @@ __all__ = [
 ]
 
 
+#: Packages and modules that can be had as attributes without an import of their own, as in `ditzoo.weights.verify`.
+_ROOMS = (
+    *("bench", "data", "diffusion", "interop", "layers", "media", "metrics", "models", "pipeline", "recipe"),
+    *("registry", "summary", "train", "weights"),
+)
+
+
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
+    if name in _ROOMS:
+        return import_module(f"ditzoo.{name}")
     raise AttributeError(f"module 'ditzoo' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+    return sorted({*globals(), *__all__, *_ROOMS})

@@ -496,10 +496,13 @@ def _resolve(name: str) -> tuple[_Entry, Checkpoint | None]:
     bare, dot, tag = name.partition(".")
     entries = _ENTRIES
     if bare not in entries:
-        raise ValueError(
-            f"Unknown model {bare!r}.{_did_you_mean(bare, entries)} ditzoo.list_models() or `ditzoo list` gives all "
-            "names."
-        )
+        near = _did_you_mean(bare, entries)
+        if "/" in name and not near:
+            raise ValueError(
+                f"Unknown model {name!r}. A repository of the Hub is {_HUB_PREFIX + name!r}, and a folder is loaded by "
+                f"ditzoo.models.DiffusionTransformer.from_pretrained({name!r})."
+            )
+        raise ValueError(f"Unknown model {bare!r}.{near} ditzoo.list_models() or `ditzoo list` gives all names.")
     entry = entries[bare]
     if not dot:
         return entry, None

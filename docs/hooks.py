@@ -109,15 +109,12 @@ def size_table(family: str, pattern: str = "*") -> str:
 
 
 def published_table() -> str:
-    """Every name of weights that its authors published."""
+    """The networks of the weights that authors published, and what these were trained on."""
     rows = []
     for name in _tagged(packaged=False):
         info = ditzoo.model_info(name)
-        params = f"{info.num_params / 1e6:.2f}"
-        file = _file_link(info.source or "")
-        rows.append((f"`{name}`", params, _gmacs(name), _input_shape(info), info.data or "", info.licence or "", file))
-    header = ("name", "params (M)", "GMACs", "input", "trained on", "licence of the weights", "file")
-    return _table(header, rows, right={1, 2})
+        rows.append((f"`{name}`", f"{info.num_params / 1e6:.2f}", _gmacs(name), _input_shape(info), info.data or ""))
+    return _table(("name", "params (M)", "GMACs", "input", "trained on"), rows, right={1, 2})
 
 
 def pretrained_table() -> str:
@@ -126,18 +123,17 @@ def pretrained_table() -> str:
     for family in ditzoo.list_families():
         for name in _tagged(family, packaged=False):
             info, best = ditzoo.model_info(name), headline_results(name)[-1]
+            source = _linked(best.source) + ", second-hand" * (best.confidence == "secondary")
             rows.append(
                 (
                     f"`{name}`",
                     (info.licence or "") + ", no commercial use" * info.is_non_commercial,
                     {True: "yes", False: "no", None: "not stated"}[info.ema],
                     "<br>".join(_copy(file) for file in info.files),
-                    f"{score(best.fid)} ({result_settings(best)})",
-                    _linked(best.source) + ", second-hand" * (best.confidence == "secondary"),
+                    f"**{score(best.fid)}**, {result_settings(best)}<br>{source}",
                 )
             )
-    header = ("name", "licence", "moving average", "copies", "FID", "source of the FID")
-    return _table(header, rows, right=set())
+    return _table(("name", "licence", "EMA", "copies", "FID and its source"), rows, right=set())
 
 
 def packaged_table() -> str:
@@ -417,12 +413,6 @@ def _linked(source: str) -> str:
         lambda match: f"[{match[0]}](https://github.com/{match[1]}{'/tree/' + match[2] if match[2] else ''})",
         source,
     )
-
-
-def _file_link(source: str) -> str:
-    """`https://host/file` or `https://host/page (file)` as a link that reads like the file."""
-    url, _, file = source.partition(" ")
-    return f"[{file.strip('()') or url.rpartition('/')[2]}]({url})" if url.startswith("https://") else source
 
 
 def _copy(file: PublishedFile) -> str:

@@ -176,3 +176,12 @@ def test_every_public_name_can_be_had():
     assert set(ditzoo.__all__) - {"__version__"} == set(ditzoo._PUBLIC)
     with pytest.raises(AttributeError, match="module 'ditzoo' has no attribute 'creat'"):
         _ = ditzoo.creat
+
+
+def test_rooms_are_there_after_import_ditzoo():
+    """Pages and messages name `ditzoo.weights.load_weights` and the like."""
+    rooms = {path.stem for path in PACKAGE.iterdir() if not path.stem.startswith("_")} - {"cli", "py"}
+    assert set(ditzoo._ROOMS) == rooms
+    assert rooms <= set(dir(ditzoo))
+    used = "ditzoo.weights.verify, ditzoo.models.DiT, ditzoo.interop.patch_diffusers, ditzoo.media.load_codec"
+    assert "ditzoo.interop" in modules_after(f"import ditzoo; {used}")

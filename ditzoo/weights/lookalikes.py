@@ -16,7 +16,7 @@ FOREIGN = (
     (
         r"transformer_blocks\.",
         "The names are those of the diffusers library, whose files have another layout. Take the authors' own "
-        "file, or read the whole folder with ditzoo.interop.load_diffusers().",
+        "file, or the whole folder, which ditzoo.create(name, checkpoint=folder) and `ditzoo convert` read.",
     ),
     (
         r"model\.diffusion_model\.|input_blocks\.|down_blocks\.",

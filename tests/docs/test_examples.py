@@ -17,8 +17,8 @@ WITH_EXAMPLES = [page for page in PAGES if examples_of(page)]
 
 
 def test_pages_have_examples():
-    pages = {"README.md", "docs/index.md", "docs/quickstart.md", "docs/models.md", *FAMILY_PAGES.values()}
-    pages |= {"docs/processes.md", "docs/guidance.md"}
+    pages = {"README.md", "docs/index.md", "docs/quickstart.md", "docs/pretrained.md", *FAMILY_PAGES.values()}
+    pages |= {"docs/converting.md", "docs/processes.md", "docs/guidance.md"}
     assert pages <= set(WITH_EXAMPLES)
 
 

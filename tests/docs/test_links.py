@@ -9,7 +9,7 @@ import re
 import pytest
 
 import ditzoo
-from tests.docs.pages import PAGES, ROOT, prose_of, text_of
+from tests.docs.pages import DOCS, PAGES, ROOT, prose_of, text_of
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -47,6 +47,22 @@ def test_the_overview_names_every_page_of_the_menu():
     pages = set(re.findall(r": ([\w-]+\.md)$", text_of("mkdocs.yml"), re.MULTILINE)) - {"index.md"}
     assert "sampling.md" in pages
     assert set(re.findall(r"^\| \[.+?\]\(([\w-]+\.md)\) \|", text_of("docs/index.md"), re.MULTILINE)) == pages
+
+
+def documented() -> set[str]:
+    """Names of functions and classes whose docstrings the built pages show."""
+    names = set()
+    for page in DOCS:
+        for dotted, options in re.findall(r"^::: (\S+)\n((?: +.*\n?)*)", text_of(page), re.MULTILINE):
+            members = re.search(r"members:\s*\[(.*?)\]|members:\n((?: +- \w+\n)+)", options)
+            names |= set(re.findall(r"\w+", members[1] or members[2])) if members else {dotted.rpartition(".")[2]}
+    return names
+
+
+@pytest.mark.parametrize("module", ["ditzoo", "ditzoo.weights", "ditzoo.models", "ditzoo.interop"])
+def test_every_public_name_is_documented(module):
+    names = set(importlib.import_module(module).__all__) - {"FAMILIES", "__version__"}
+    assert names - documented() == set()
 
 
 MODEL_NAME = (

@@ -135,8 +135,7 @@ def test_tables_hold_every_model(monkeypatch):
     small = next(row for row in rows if row[0] == "| `dit_s_2`")
     assert small[1:7] == ["dit", "32.96", "6.06", "4x32x32", "256", "arXiv:2212.09748"]
     published = next(row for row in rows if "in512" in row[0])
-    assert published[1:4] == ["676.01", "524.54", "4x64x64"]
-    assert ditzoo.model_info("dit_xl_2.in512").licence in published
+    assert published[1:] == ["676.01", "524.54", "4x64x64", "ImageNet-1k at 512x512 |"]
 
 
 def test_quick_table_of_the_readme_reaches_the_benchmark_page():
@@ -372,11 +371,3 @@ def test_drawings_are_fenced():
     assert drawing.endswith("\n```")
     assert drawing.count("```") == 2
     assert "AdaLNZeroBlock" in drawing
-
-
-def test_files_of_weights_are_links():
-    with_file = "[mdt_xl2_v1_ckpt.pt](https://huggingface.co/shgao/MDT-XL2)"
-    assert with_file in hooks().published_table()
-    assert "[DiT-XL-2-512x512.pt](https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-512x512.pt)" in (
-        hooks().published_table()
-    )

@@ -122,10 +122,11 @@ def test_results_that_pages_repeat(page, text):
 
 
 def test_the_table_of_pretrained_weights_has_every_copy_its_licence_and_the_best_result():
-    rows = {row.split(" | ")[0].strip("| `"): row.split(" | ") for row in hooks().pretrained_table().splitlines()[2:]}
+    lines = [line.strip("| ").split(" | ") for line in hooks().pretrained_table().splitlines()[2:]]
+    rows = {name.strip("`"): (licence, ema, copies, result) for name, licence, ema, copies, result in lines}
     published = [name for name in ditzoo.list_models(pretrained=True) if not name.endswith(".digits")]
     assert sorted(rows) == sorted(published)
-    for name, (_, licence, _, copies, *_) in rows.items():
+    for name, (licence, _, copies, _) in rows.items():
         info = ditzoo.model_info(name)
         assert licence == f"{info.licence}{', no commercial use' if name.startswith(('dit_', 'diffit_')) else ''}"
         assert [copy.split(",")[0] for copy in copies.split("<br>")] == [
@@ -133,12 +134,15 @@ def test_the_table_of_pretrained_weights_has_every_copy_its_licence_and_the_best
         ]
         assert copies.count(" not verified") == len(info.files)
         assert copies.count(", by hand, ") == name.startswith("uvit_")
-    assert rows["dit_xl_2.in256"][2] == "yes"
-    assert rows["dit_xl_2.in256"][4] == "2.27 (guidance 1.50, first 3 channels; 250 DDPM)"
-    assert rows["mdtv2_xl_2.in256"][2] == "not stated"
-    assert "from the Hub, the authors' layout; revision 84bf27292f9b" in rows["mdtv2_xl_2.in256"][3]
-    assert rows["uvit_h_2.in256"][5].endswith(", second-hand |")
-    assert rows["sit_xl_2.in256"][4] == "2.06 (guidance 1.5; 250 Euler-Maruyama (SDE))"
+    _, ema, copies, result = rows["dit_xl_2.in512"]
+    assert ema == "yes"
+    assert copies.startswith("[DiT-XL-2-512x512.pt](https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-512x512.pt), ")
+    assert result.startswith("**3.04**, guidance 1.50, first 3 channels; 250 DDPM<br>[arXiv:2212.09748](https://arxiv")
+    _, ema, copies, _ = rows["mdtv2_xl_2.in256"]
+    assert ema == "not stated"
+    assert "(https://huggingface.co/shgao/MDT-XL2), from the Hub, the authors' layout; revision 84bf27292f9b" in copies
+    assert rows["uvit_h_2.in256"][3].endswith(", second-hand")
+    assert rows["sit_xl_2.in256"][3].startswith("**2.06**, guidance 1.5; 250 Euler-Maruyama (SDE)<br>")
 
 
 def test_published_sizes_are_those_of_the_models():

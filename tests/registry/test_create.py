@@ -52,6 +52,14 @@ def test_a_name_like_no_other_suggests_nothing():
         ditzoo.create("q")
 
 
+@pytest.mark.parametrize("name", ["me/my-dit", "./runs/my.dit"])
+def test_a_repository_or_folder_in_the_place_of_a_name_is_told_how_it_is_loaded(name):
+    with pytest.raises(
+        ValueError, match=rf"^Unknown model '{name}'\. .* is 'hf-hub:{name}', .*from_pretrained\('{name}'\)"
+    ):
+        ditzoo.create(name)
+
+
 @pytest.mark.parametrize(
     ("name", "option", "suggested"),
     [

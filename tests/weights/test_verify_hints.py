@@ -71,5 +71,5 @@ def test_the_layout_of_diffusers_is_named(tmp_path):
     result = verify_state("dit_ti_2", state, tmp_path)
     assert result.hints == (
         "The names are those of the diffusers library, whose files have another layout. Take the authors' own file, or "
-        "read the whole folder with ditzoo.interop.load_diffusers().",
+        "the whole folder, which ditzoo.create(name, checkpoint=folder) and `ditzoo convert` read.",
     )
