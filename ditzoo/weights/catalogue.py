@@ -9,6 +9,7 @@ from threading import Lock
 
 from ditzoo import registry
 from ditzoo.models import PublishedFile
+from ditzoo.models.families import NON_COMMERCIAL_LICENCES
 from ditzoo.registry import MissingWeightsError
 from ditzoo.weights.download import fetch_url
 from ditzoo.weights.hub import DownloadError, fetch_file, fetch_transformer
@@ -63,14 +64,18 @@ def note_licence(name: str) -> None:
     Raises:
         ValueError: unknown name or tag.
     """
-    info = registry.model_info(name)
-    if not info.is_non_commercial:
+    note_licence_of(name, registry.model_info(name).licence)
+
+
+def note_licence_of(what: str, licence: str | None) -> None:
+    """`note_licence` of weights that may have no name in the registry; `what` they are called."""
+    if licence not in NON_COMMERCIAL_LICENCES:
         return
     with _noting:
-        if name in _noted:
+        if what in _noted:
             return
-        _noted.add(name)
-    _logger.warning("The weights of %s are under %s, which allows no commercial use.", name, info.licence)
+        _noted.add(what)
+    _logger.warning("The weights of %s are under %s, which allows no commercial use.", what, licence)
 
 
 def _fetch(file: PublishedFile) -> Path:
