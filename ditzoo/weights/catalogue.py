@@ -12,7 +12,7 @@ from ditzoo.models import PublishedFile
 from ditzoo.models.families import NON_COMMERCIAL_LICENCES
 from ditzoo.registry import MissingWeightsError
 from ditzoo.weights.download import fetch_url
-from ditzoo.weights.hub import DownloadError, fetch_file, fetch_transformer
+from ditzoo.weights.hub import DownloadError, HubName, fetch_file, fetch_transformer
 from ditzoo.weights.records import load_records
 
 _logger = logging.getLogger("ditzoo")
@@ -53,7 +53,7 @@ def fetch_published(name: str, file: PublishedFile | None = None) -> Path:
         others = [other for other in files if other != file]
         if not others:
             raise
-        raise DownloadError(f"{error} {_elsewhere(name, others, files)}") from error
+        raise DownloadError(f"{error} {_elsewhere(name, others)}") from error
     _compare_with_records(name, file, path)
     return path
 
@@ -105,13 +105,18 @@ def _no_files(name: str) -> str:
     return f"No files are known of the weights of {name}; ditzoo.list_models(pretrained=True) gives names that have."
 
 
-def _elsewhere(name: str, others: list[PublishedFile], files: tuple[PublishedFile, ...]) -> str:
-    places = " or ".join(
-        f"{other.source}, which fetch_published({name!r}, ditzoo.model_info({name!r}).files[{files.index(other)}]) "
-        "fetches"
-        for other in others
-    )
-    return f"The same weights are at {places}; load them with ditzoo.create({name!r}, checkpoint=path)."
+def _elsewhere(name: str, others: list[PublishedFile]) -> str:
+    calls = {other.source: f"ditzoo.create({name!r}, checkpoint={_checkpoint(other)!r})" for other in others}
+    places = ", or ".join(f"at {source}: {call}" for source, call in calls.items())
+    return f"The same weights are {places}."
+
+
+def _checkpoint(file: PublishedFile) -> str:
+    """What `create` takes for it."""
+    if file.repo_id is None:
+        return file.url or f"path/to/{file.name}"
+    name = HubName(file.repo_id, file.revision, None if file.layout == "diffusers" else file.name)
+    return str(name)
 
 
 def _compare_with_records(name: str, file: PublishedFile, path: Path) -> None:

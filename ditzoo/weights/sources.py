@@ -129,6 +129,7 @@ def fetch_model_folder(name: str) -> Path:
     Raises:
         ValueError: for a name of another form.
         DownloadError: an OSError that says why the repository cannot be had and what to do.
+        FileNotFoundError: the repository holds no model of ditzoo.
     """
     hub = HubName.parse(name)
     if hub.path is not None:
@@ -136,7 +137,14 @@ def fetch_model_folder(name: str) -> Path:
             f"{name} names a file of a repository; a model is a whole one, hf-hub:{hub.repo_id}. A file of weights is "
             f"loaded by ditzoo.create(NAME, checkpoint={name!r})."
         )
-    return fetch_folder(hub.repo_id, revision=hub.revision)
+    folder = fetch_folder(hub.repo_id, revision=hub.revision)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{name} has no {CONFIG}, so that it is no model of ditzoo. Weights in it are loaded by "
+            f"ditzoo.create(NAME, checkpoint='hf-hub:{hub.repo_id}/FILE'), and a pipeline of diffusers by "
+            f"checkpoint={name!r}."
+        )
+    return folder
 
 
 @contextmanager
@@ -165,13 +173,8 @@ def _fetched(checkpoint: Path | str) -> Path:
         if (folder / PIPELINE_INDEX).is_file():
             return fetch_transformer(hub.repo_id, revision=hub.revision)
         return fetch_folder(hub.repo_id, revision=hub.revision)
-    if re.match("https?://", text, re.IGNORECASE):
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):  # other schemes than the web's are refused there
         return fetch_url(text)
-    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text):  # not a drive: that is one letter
-        raise ValueError(
-            f"checkpoint begins with {scheme[0]!r}, and ditzoo fetches from https://, http:// and hf-hub: alone, given "
-            "as a string; fetch the file by other means, and give its path."
-        )
     if not text:
         raise ValueError("checkpoint is empty; give a file, a folder or an address.")
     return Path(checkpoint)
@@ -224,7 +227,7 @@ def _load(
     # Nobody asked to adapt where nothing is overridden: then the shapes must be the model's.
     may_adapt = bool(overrides) or (source.options is not None and not strict)
     try:
-        if is_diffusers_state(tensors) and isinstance(model, DiT):
+        if is_diffusers_state(tensors) and type(model) is DiT:  # diffusers has no SiT
             with torch.device("meta"):
                 tensors = official_state(tensors, DiT(**{**config, **options}))
         result = load_weights(model, tensors, source=options if may_adapt else None, strict=strict)

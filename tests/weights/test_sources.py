@@ -3,7 +3,6 @@
 import logging
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -290,6 +289,8 @@ def test_files_and_folders_of_the_hub(hub_server, monkeypatch, tmp_path, dit):
     assert same(ditzoo.create("hf-hub:me/mine", weights="ema"), dit[0])
     with pytest.raises(ValueError, match="hf-hub:me/mine holds averaged weights alone, by its recipe; ask for those"):
         ditzoo.create("hf-hub:me/mine", weights="raw")
+    with pytest.raises(FileNotFoundError, match=r"hf-hub:me/official has no config\.json, .*'hf-hub:me/official/FILE'"):
+        ditzoo.create("hf-hub:me/official")
     with pytest.raises(DownloadError, match="me/nothing"):
         ditzoo.create("dit_ti_2", checkpoint="hf-hub:me/nothing/weights.pt")
 
@@ -320,8 +321,7 @@ def test_weights_that_are_no_numbers_load_with_a_warning(dit, tmp_path):
     [
         ("nothing.pt", FileNotFoundError, r"there is no file nothing\.pt\. Check the path"),
         ("hf-hub:alone", ValueError, "is no name on the Hub; write hf-hub:user/repo"),
-        ("ftp://example.org/a.pt", ValueError, r"begins with 'ftp:/', and ditzoo fetches from https://, http:// and"),
-        (Path("https://example.org/a.pt"), ValueError, "begins with 'https:/', .*, given as a string; fetch"),
+        ("ftp://example.org/a.pt", ValueError, "cannot be fetched: give an address that begins with https:// or http"),
         ("", ValueError, "checkpoint is empty; give a file, a folder or an address"),
     ],
 )
