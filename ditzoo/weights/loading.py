@@ -31,6 +31,7 @@ from ditzoo.weights.checks import short, shown, some
 from ditzoo.weights.files import FLOATS
 from ditzoo.weights.lookalikes import common_prefix, fitting, foreign, looks_like
 from ditzoo.weights.match import Shapes, shape_text, shapes_of
+from ditzoo.weights.values import without_overlap
 
 _LOG = logging.getLogger("ditzoo")
 
@@ -258,6 +259,6 @@ def _put(model: DiffusionTransformer, taken: Mapping[str, Tensor], own: Own, dty
         return
     device = next(iter(taken.values())).device
     state = {name: taken[name] if name in taken else own(name) for name in model.state_dict()}
-    # An expanded tensor could not be trained in place.
+    # An expanded tensor could not be trained in place, and of two in one memory each would change the other.
     state = {name: value.to(device, dtype).contiguous() for name, value in state.items()}
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(without_overlap(state), assign=True)

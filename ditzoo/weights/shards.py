@@ -17,7 +17,7 @@ from torch import Tensor
 from ditzoo.media.files import writing
 from ditzoo.weights.checks import message, short, shown, some
 from ditzoo.weights.index import INDEX_SUFFIX, is_plain_name
-from ditzoo.weights.values import is_finite
+from ditzoo.weights.values import is_finite, without_overlap
 
 #: Precisions in which copies can be written.
 SAVED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -130,7 +130,8 @@ def _write_shard(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype |
             f"values beyond the range of {dtype} are in {some(overflowing)}, and would be written as infinity. "
             "bfloat16 has the range of float32; or keep the precision with dtype=None."
         )
-    state = _without_overlap({name: _in_full(tensor) for name, tensor in state.items()})
+    # safetensors refuses tied weights
+    state = without_overlap({name: _in_full(tensor) for name, tensor in state.items()})
     try:
         save_file(state, path, metadata={"format": "pt"})
     except KeyError as error:  # of the table of precisions
@@ -150,17 +151,6 @@ def _has_new_infinity(tensor: Tensor, converted: Tensor) -> bool:
 def _in_full(tensor: Tensor) -> Tensor:
     """Its values as they are to lie in the file: a view may say "transposed" or "conjugate" of others."""
     return tensor.resolve_conj().resolve_neg().contiguous()
-
-
-def _without_overlap(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, those copied that share memory with one before them: safetensors refuses tied weights."""
-    result, end = dict(state), 0
-    for name, tensor in sorted(state.items(), key=lambda item: item[1].data_ptr()):
-        if tensor.data_ptr() < end:
-            result[name] = tensor.clone()
-        else:
-            end = tensor.data_ptr() + tensor.nbytes
-    return result
 
 
 def _files_of(folder: Path, stem: str) -> list[Path]:

@@ -27,8 +27,10 @@ from ditzoo.weights.diffusers_names import (
 )
 from ditzoo.weights.download import fetch_url
 from ditzoo.weights.files import Nest, check_nest, kind_of, read_checkpoint
-from ditzoo.weights.folders import CONFIG, construct, find_weights, is_own, load_model, read_config
+from ditzoo.weights.folders import CONFIG, STEM, construct, find_weights, is_own, load_model, read_config
 from ditzoo.weights.hub import HubName, fetch_file, fetch_folder, fetch_transformer, is_hub_name
+from ditzoo.weights.index import INDEX_SUFFIX
+from ditzoo.weights.json_files import read_json_object
 from ditzoo.weights.loading import load_weights
 from ditzoo.weights.packaged import packaged_file
 from ditzoo.weights.values import warn_of_non_finite
@@ -184,16 +186,28 @@ def _open(path: Path, weights: Nest | None) -> _Source:
     if transformer_folder(path) is not None:
         options, tensors = read_diffusers_transformer(path)
         return _Source(path, tensors, model_cls=registry.class_path(DiT), options=options)
-    if (path / CONFIG).is_file():
-        config = read_config(path)
+    if (folder := _model_folder(path)) is not None:
+        config = read_config(folder)
         _check_kind(path, weights, config.details)
-        file = read_checkpoint(find_weights(path))
+        file = read_checkpoint(find_weights(folder))
         network = config.network
         return _Source(path, file.tensors, None, network.model_cls, network.options, config.details)
     file = read_checkpoint(path, weights=weights)
     if weights is None and kind_of(file.nest) == "raw":
         _logger.warning("%s has no averaged weights; those of the last step, under %r, are taken.", path, file.nest)
     return _Source(path, file.tensors, file.nest)
+
+
+def _model_folder(path: Path) -> Path | None:
+    """The folder of a model that a path means, itself or by its weights; None where it means none."""
+    if (path / CONFIG).is_file():
+        return path
+    if path.name not in (f"{STEM}.safetensors", f"{STEM}{INDEX_SUFFIX}") or not (path.parent / CONFIG).is_file():
+        return None
+    try:
+        return path.parent if "model_cls" in read_json_object(path.parent / CONFIG) else None
+    except ValueError:  # whatever it is, the file was asked for
+        return None
 
 
 def _check_kind(place: Path | str, weights: Nest | None, details: ModelDetails) -> None:

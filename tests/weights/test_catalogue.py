@@ -54,7 +54,7 @@ LICENCES = {
     "uvit": ("none stated for the weights; the code is MIT", False, None),
     "mdt": ("none stated for the weights; the code is Apache-2.0", False, None),
     "diffit": ("CC-BY-NC-SA-4.0", True, None),
-    "sit": ("none stated for the weights; the code is MIT", False, True),
+    "sit": ("none stated for the weights; the code is MIT", False, None),
 }
 
 

@@ -86,6 +86,21 @@ def test_expanded_tensors_can_be_trained_in_place():
     assert model.t_embedder.mlp[0].bias.sum() == 65
 
 
+def test_tensors_in_one_memory_become_parameters_of_their_own():
+    state = weights_of("dit_ti_2")
+    memory = torch.randn(max(value.numel() for value in state.values()))
+    state = {key: memory[: value.numel()].view(value.shape) for key, value in state.items()}
+    model = on_meta("dit_ti_2")
+    load_weights(model, state)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert all(torch.equal(before[key], value) for key, value in state.items())
+    with torch.no_grad():
+        model.blocks[0].mlp.fc1.bias.fill_(3)
+    assert [key for key, value in model.state_dict().items() if not torch.equal(before[key], value)] == [
+        "blocks.0.mlp.fc1.bias"
+    ]
+
+
 def test_prefixes_and_constant_buffers_are_no_difference(caplog):
     state = {f"module.{key}": value for key, value in weights_of("mdt_ti_2").items()}
     state["module.blocks.0.attn.rel_pos_bias.relative_position_index"] = torch.zeros(16, 16, dtype=torch.int64)

@@ -152,10 +152,14 @@ def test_folders_of_another_network_say_so(tmp_path):
     with pytest.raises(ValueError, match=rf"{fix}as they are\.$"):
         ditzoo.create("dit_ti_2", checkpoint=tmp_path / "heads")
     assert ditzoo.create("dit_ti_2", checkpoint=tmp_path / "heads", num_heads=2).load_result.is_exact
+    with pytest.raises(ValueError, match=r"model\.safetensors holds the weights of a network with num_heads=2"):
+        ditzoo.create("dit_ti_2", checkpoint=tmp_path / "heads" / "model.safetensors")
     with pytest.raises(ValueError, match="are for num_heads=2, the model has num_heads=1: weights adapt to"):
         DiffusionTransformer.from_pretrained(tmp_path / "heads", num_heads=1)
     with pytest.raises(ValueError, match="are for num_heads=4, the model has num_heads=1: weights adapt to"):
         ditzoo.create("dit_ti_2", pretrained=True, num_heads=1)
+    (tmp_path / "heads" / "config.json").write_text('{"another": "library"}')
+    assert ditzoo.create("dit_ti_2", checkpoint=tmp_path / "heads" / "model.safetensors").load_result.is_exact
     # As many rows as ten classes and the null label have.
     eleven = lively("dit_ti_2", num_classes=11, class_dropout_prob=0.0)
     eleven.save_pretrained(tmp_path / "eleven")
