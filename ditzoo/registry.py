@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import fnmatch
 import inspect
-import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -110,10 +109,6 @@ _ENTRIES: dict[str, _Entry] = {
 
 #: of names that are repositories of the Hub
 _HUB_PREFIX = "hf-hub:"
-_NO_NAME = (
-    " A folder is loaded by ditzoo.models.DiffusionTransformer.from_pretrained(folder), a repository of the Hub by "
-    'ditzoo.create("hf-hub:user/repo").'
-)
 _registering = Lock()  # held while it is replaced
 
 
@@ -512,7 +507,7 @@ def _resolve(name: str) -> tuple[_Entry, Checkpoint | None]:
     if bare not in entries:
         raise ValueError(
             f"Unknown model {bare!r}.{_did_you_mean(bare, entries)} ditzoo.list_models() or `ditzoo list` gives all "
-            f"names.{_NO_NAME * bool(re.search('[/~]', name) or os.sep in name)}"
+            "names."
         )
     entry = entries[bare]
     if not dot:

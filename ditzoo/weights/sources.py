@@ -131,7 +131,6 @@ def fetch_model_folder(name: str) -> Path:
     Raises:
         ValueError: for a name of another form.
         DownloadError: an OSError that says why the repository cannot be had and what to do.
-        FileNotFoundError: the repository holds no model of ditzoo.
     """
     hub = HubName.parse(name)
     if hub.path is not None:
@@ -139,14 +138,7 @@ def fetch_model_folder(name: str) -> Path:
             f"{name} names a file of a repository; a model is a whole one, hf-hub:{hub.repo_id}. A file of weights is "
             f"loaded by ditzoo.create(NAME, checkpoint={name!r})."
         )
-    folder = fetch_folder(hub.repo_id, revision=hub.revision)
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(
-            f"{name} has no {CONFIG}, so that it is no model of ditzoo. Weights in it are loaded by "
-            f"ditzoo.create(NAME, checkpoint='hf-hub:{hub.repo_id}/FILE'), and a pipeline of diffusers by "
-            f"checkpoint={name!r}."
-        )
-    return folder
+    return fetch_folder(hub.repo_id, revision=hub.revision)
 
 
 @contextmanager

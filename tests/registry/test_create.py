@@ -161,9 +161,3 @@ def test_a_name_that_is_no_string():
 def test_arguments_that_say_nothing(options, error, message):
     with pytest.raises(error, match=message):
         ditzoo.create("dit_ti_2", **options)
-
-
-def test_a_path_or_a_repository_is_no_name():
-    for name in ("runs/best", "me/my-dit"):
-        with pytest.raises(ValueError, match=rf"Unknown model '{name}'.*from_pretrained\(folder\), .*hf-hub:user/repo"):
-            ditzoo.create(name)

@@ -293,8 +293,6 @@ def test_files_and_folders_of_the_hub(hub_server, monkeypatch, tmp_path, dit):
     assert same(ditzoo.create("hf-hub:me/mine", weights="ema"), dit[0])
     with pytest.raises(ValueError, match="hf-hub:me/mine holds averaged weights alone, by its recipe; ask for those"):
         ditzoo.create("hf-hub:me/mine", weights="raw")
-    with pytest.raises(FileNotFoundError, match=r"hf-hub:me/official has no config\.json, .*'hf-hub:me/official/FILE'"):
-        ditzoo.create("hf-hub:me/official")
     with pytest.raises(DownloadError, match="me/nothing"):
         ditzoo.create("dit_ti_2", checkpoint="hf-hub:me/nothing/weights.pt")
 
