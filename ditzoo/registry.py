@@ -247,6 +247,9 @@ def create(
             says where they are.
         OSError: for a file that is not there, or cannot be fetched; the message says what to do.
     """
+    check_dtype(dtype)
+    if not isinstance(pretrained, bool):
+        raise TypeError(f"pretrained must be True or False, got {pretrained!r}; a tag belongs to the name.")
     if isinstance(name, str) and name.startswith(_HUB_PREFIX):
         if checkpoint is not None:
             raise ValueError(
@@ -255,7 +258,7 @@ def create(
             )
         from ditzoo.weights.sources import load_pretrained
 
-        return load_pretrained(name, dtype=dtype, strict=strict, **overrides)
+        return load_pretrained(name, weights=weights, dtype=dtype, strict=strict, **overrides)
     _plugins.load()
     if pretrained and checkpoint is None:
         name = _with_weights(name)
@@ -263,6 +266,8 @@ def create(
     model_cls, config = entry.architecture.model_cls, _config(entry.architecture, published)
     check_option_names(name, model_cls, overrides)
     if not pretrained and checkpoint is None:
+        if weights is not None:
+            raise ValueError(f"weights={weights!r} says which to load, and none were asked for: add pretrained=True.")
         model = model_cls(**{**config, **overrides})
         if dtype is not None:
             model.to(dtype)
@@ -287,26 +292,30 @@ def _with_weights(name: str) -> str:
     architecture = entry.architecture
     if not architecture.checkpoints:
         raise MissingWeightsError(_no_weights(name))
-    for tag, checkpoint in architecture.checkpoints.items():
-        if same_weights(_all_options(architecture, None), _all_options(architecture, checkpoint)):
-            return f"{name}.{tag}"
-    tags = ", ".join(f"{name}.{tag}" for tag in architecture.checkpoints)
-    raise MissingWeightsError(f"{name} has no weights at its own input and classes; those that there are: {tags}.")
+    tagged = [f"{name}.{tag}" for tag in architecture.checkpoints]
+    for each in tagged:
+        if same_network(name, each):
+            return each
+    raise MissingWeightsError(
+        f"{name} has no weights at its own input and classes; those that there are: {', '.join(tagged)}."
+    )
 
 
-def _all_options(architecture: Architecture, checkpoint: Checkpoint | None) -> dict[str, Any]:
-    """Constructor arguments, defaults included."""
-    parameters = inspect.signature(architecture.model_cls).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters} | _config(architecture, checkpoint)
+def same_network(name: str, other: str) -> bool:
+    """Whether two names have weights of the same names and shapes and compute the same of them. What is for training
+    alone is no part of that, such as how often it drops labels, but whether there is a null label is."""
+    one, two = _resolve(name), _resolve(other)
+    return one[0].architecture.model_cls is two[0].architecture.model_cls and _essential(*one) == _essential(*two)
 
 
-def same_weights(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two configurations of a class have weights of the same names and shapes and compute the same of them: how
-    often training drops labels is no part of that, but whether there is a null label is."""
-    return {**config, "class_dropout_prob": config["class_dropout_prob"] > 0} == {
-        **other,
-        "class_dropout_prob": other["class_dropout_prob"] > 0,
-    }
+def _essential(entry: _Entry, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Constructor arguments, defaults included, without what is for training alone."""
+    model_cls = entry.architecture.model_cls
+    options = {parameter.name: parameter.default for parameter in inspect.signature(model_cls).parameters.values()}
+    options |= _config(entry.architecture, checkpoint)
+    has_null_label = options["class_dropout_prob"] > 0
+    kept = {option: value for option, value in options.items() if option not in model_cls.training_options}
+    return {**kept, "class_dropout_prob": has_null_label}
 
 
 def list_models(pattern: str | None = None, *, family: str | None = None, pretrained: bool | None = None) -> list[str]:
@@ -520,6 +529,14 @@ def _recipe(entry: _Entry, checkpoint: Checkpoint | None) -> Recipe | None:
 def _config(architecture: Architecture, checkpoint: Checkpoint | None) -> dict[str, Any]:
     """Arguments for the constructor, which may keep and change them."""
     return copy.deepcopy({**architecture.config, **(checkpoint.config if checkpoint else {})})
+
+
+def check_dtype(dtype: object) -> None:
+    """Refuse a precision that no network computes in: integers, and floats of 8 bits."""
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
+        return
+    kind = TypeError if not isinstance(dtype, torch.dtype) else ValueError
+    raise kind(f"dtype must be None, or torch's float16, bfloat16, float32 or float64, got {dtype!r}.")
 
 
 def check_option_names(name: str, model_cls: type[DiffusionTransformer], options: Iterable[str]) -> None:

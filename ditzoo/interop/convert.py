@@ -28,7 +28,7 @@ from ditzoo.weights.diffusers_names import (
     transformer_folder,
 )
 from ditzoo.weights.file_checks import wrong_buffers
-from ditzoo.weights.files import FLOATS, Nest, WeightsFile, read_checkpoint
+from ditzoo.weights.files import FLOATS, Nest, WeightsFile, kind_of, read_checkpoint
 from ditzoo.weights.folders import CONFIG, WEAK_STEM, load_model, load_network, read_config, save_model
 from ditzoo.weights.hub import is_hub_name
 from ditzoo.weights.lookalikes import fitting
@@ -191,7 +191,7 @@ def _read_official(src: Path, name: str | None, weights: Nest) -> DiffusionTrans
             "another order. Take the authors' own file."
         )
     model.load_state_dict(dict(found.weights), assign=True)
-    model.details = published_details(name, model.num_classes, file.nest)
+    model.details = published_details(name, model.num_classes, kind_of(file.nest))
     return model
 
 

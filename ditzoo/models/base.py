@@ -76,6 +76,8 @@ class DiffusionTransformer(nn.Module):
     returns_variance: ClassVar[bool] = True
     #: the last time that the network embeds; None where it takes the thousand timesteps, and fractions as well
     last_time: ClassVar[float | None] = None
+    #: options that change neither weights nor outputs, beyond whether there is a null label: they are for training
+    training_options: ClassVar[tuple[str, ...]] = ("class_dropout_prob",)
     #: tokens in front of the patch tokens
     num_extra_tokens: int = 0
     #: the parameter with a row for every class and a last one for the null label; None: unknown to `load_weights`

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 from ditzoo.recipe import Recipe
 
@@ -83,6 +83,10 @@ class ModelDetails:
     def source(self) -> str | None:
         """Where the weights are from."""
         return self.recipe.source if self.recipe else None
+
+    def for_classes(self, num_classes: int) -> Self:
+        """Of the same weights in a model of so many classes: names of others are left out."""
+        return self if len(self.label_names or ()) == num_classes else replace(self, label_names=None)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe; `from_dict` gives the same details back."""

@@ -10,7 +10,7 @@ from ditzoo.models.base import DiffusionTransformer
 from ditzoo.recipe import Recipe
 
 #: Licences that allow no commercial use, by their SPDX names.
-NON_COMMERCIAL_LICENCES = frozenset({"CC-BY-NC-4.0", "CC-BY-NC-SA-4.0"})
+NON_COMMERCIAL_LICENCES = ("CC-BY-NC-4.0", "CC-BY-NC-SA-4.0")
 
 
 @dataclass(frozen=True, kw_only=True)

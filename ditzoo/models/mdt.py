@@ -68,6 +68,7 @@ class _MaskedDiffusionTransformer(DiffusionTransformer):
     """What both versions share: embeddings, masking, side-interpolater and output."""
 
     supports_masking = True
+    training_options = (*DiffusionTransformer.training_options, "mask_ratio")
     constant_buffers = ("relative_position_index",)
     label_table = "y_embedder.embedding_table.weight"
     patch_weight = "x_embedder.proj.weight"

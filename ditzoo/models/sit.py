@@ -54,7 +54,6 @@ CHECKPOINTS = {
                 ),
             ),
             source="https://github.com/willisma/SiT (SiT-XL-2-256x256.pt, by its download.py)",
-            ema=True,
         )
     }
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -115,19 +115,26 @@ def same_labels(before: DiffusionTransformer, after: DiffusionTransformer) -> bo
     return before.num_classes == after.num_classes and before.num_label_rows == after.num_label_rows
 
 
-def can_adapt(before: DiffusionTransformer, after: DiffusionTransformer) -> bool:
-    """Whether names and shapes differ through `ADAPTABLE` options alone. Options that change none, such as MDT's mask
-    ratio, are left to the caller."""
-    return _shapes_with(before, {option: after.config[option] for option in ADAPTABLE}) == _shapes_with(after, {})
+def differences(before: DiffusionTransformer, after: DiffusionTransformer) -> list[str]:
+    """Options in which the networks differ, but for those of training alone."""
+    ours, theirs = after.config, before.config
+    differing = [option for option in ours if option not in after.training_options and ours[option] != theirs[option]]
+    if (before.class_dropout_prob > 0) != (after.class_dropout_prob > 0):
+        differing.append("class_dropout_prob")  # above 0 there is a null label
+    return differing
 
 
 def fixed_differences(before: DiffusionTransformer, after: DiffusionTransformer) -> list[str]:
-    """Other options in which the networks differ: those that change names or shapes, if any does by itself."""
-    differing = [option for option in after.config if option not in ADAPTABLE]
-    differing = [option for option in differing if before.config[option] != after.config[option]]
+    """Those that are not `ADAPTABLE`: of them the ones that change names or shapes, if any does by itself."""
+    differing = [option for option in differences(before, after) if option not in ADAPTABLE]
     wanted = _shapes_with(after, {})
     telling = [option for option in differing if _shapes_with(after, {option: before.config[option]}) != wanted]
     return telling or differing
+
+
+def options_text(network: DiffusionTransformer, options: Iterable[str]) -> str:
+    """`num_classes=3, depth=4`."""
+    return ", ".join(f"{option}={network.config[option]!r}" for option in options)
 
 
 def _shapes_with(network: DiffusionTransformer, options: Mapping[str, Any]) -> Shapes | None:

@@ -9,9 +9,10 @@ from threading import Lock
 
 from ditzoo import registry
 from ditzoo.models import PublishedFile
+from ditzoo.models.families import NON_COMMERCIAL_LICENCES
 from ditzoo.registry import MissingWeightsError
 from ditzoo.weights.download import fetch_url
-from ditzoo.weights.hub import DownloadError, fetch_file, fetch_transformer
+from ditzoo.weights.hub import DownloadError, HubName, fetch_file, fetch_transformer
 from ditzoo.weights.records import load_records
 
 _logger = logging.getLogger("ditzoo")
@@ -52,7 +53,7 @@ def fetch_published(name: str, file: PublishedFile | None = None) -> Path:
         others = [other for other in files if other != file]
         if not others:
             raise
-        raise DownloadError(f"{error} {_elsewhere(name, others, files)}") from error
+        raise DownloadError(f"{error} {_elsewhere(name, others)}") from error
     _compare_with_records(name, file, path)
     return path
 
@@ -63,14 +64,18 @@ def note_licence(name: str) -> None:
     Raises:
         ValueError: unknown name or tag.
     """
-    info = registry.model_info(name)
-    if not info.is_non_commercial:
+    note_licence_of(name, registry.model_info(name).licence)
+
+
+def note_licence_of(what: str, licence: str | None) -> None:
+    """`note_licence` of weights that may have no name in the registry; `what` they are called."""
+    if licence not in NON_COMMERCIAL_LICENCES:
         return
     with _noting:
-        if name in _noted:
+        if what in _noted:
             return
-        _noted.add(name)
-    _logger.warning("The weights of %s are under %s, which allows no commercial use.", name, info.licence)
+        _noted.add(what)
+    _logger.warning("The weights of %s are under %s, which allows no commercial use.", what, licence)
 
 
 def _fetch(file: PublishedFile) -> Path:
@@ -100,13 +105,18 @@ def _no_files(name: str) -> str:
     return f"No files are known of the weights of {name}; ditzoo.list_models(pretrained=True) gives names that have."
 
 
-def _elsewhere(name: str, others: list[PublishedFile], files: tuple[PublishedFile, ...]) -> str:
-    places = " or ".join(
-        f"{other.source}, which fetch_published({name!r}, ditzoo.model_info({name!r}).files[{files.index(other)}]) "
-        "fetches"
-        for other in others
-    )
-    return f"The same weights are at {places}; load them with ditzoo.create({name!r}, checkpoint=path)."
+def _elsewhere(name: str, others: list[PublishedFile]) -> str:
+    calls = {other.source: f"ditzoo.create({name!r}, checkpoint={_checkpoint(other)!r})" for other in others}
+    places = ", or ".join(f"at {source}: {call}" for source, call in calls.items())
+    return f"The same weights are {places}."
+
+
+def _checkpoint(file: PublishedFile) -> str:
+    """What `create` takes for it."""
+    if file.repo_id is None:
+        return file.url or f"path/to/{file.name}"
+    name = HubName(file.repo_id, file.revision, None if file.layout == "diffusers" else file.name)
+    return str(name)
 
 
 def _compare_with_records(name: str, file: PublishedFile, path: Path) -> None:

@@ -19,7 +19,7 @@ from ditzoo.weights.checks import Check, compare, message, short, shown, some
 from ditzoo.weights.files import FLOATS, Nest, WeightsFile
 from ditzoo.weights.lookalikes import common_prefix, fitting, foreign
 from ditzoo.weights.match import FileForNetwork, Shapes, shape_text
-from ditzoo.weights.published import SAMPLED_HASHES, same_network
+from ditzoo.weights.published import SAMPLED_HASHES
 from ditzoo.weights.pytorch_files import damaged_member, has_checksums, is_zip
 
 _INTEGERS = (torch.int16, torch.int32, torch.int64)
@@ -185,7 +185,7 @@ def _position_checks(model: DiffusionTransformer, values: Mapping[str, Tensor]) 
 
 def _layout_check(name: str, shapes: Shapes) -> Check:
     """Two networks can have the same names and shapes; a file does not say which of them it is for."""
-    others = [other for other in fitting(shapes) if not same_network(other, name)]
+    others = [other for other in fitting(shapes) if not registry.same_network(other, name)]
     if not others:
         return Check("layout", "pass", "of no other in the zoo", "of no other")
     details = (

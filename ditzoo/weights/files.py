@@ -108,6 +108,13 @@ def check_nest(weights: object) -> None:
         raise ValueError(f"weights must be 'ema', 'raw' or None, got {weights!r}.")
 
 
+def kind_of(nest: str | None) -> Nest | None:
+    """Which weights stand in an entry of a training checkpoint; None for those of a bare state dict."""
+    if nest is None:
+        return None
+    return "raw" if nest in RAW_NESTS else "ema"
+
+
 def _read(path: Path) -> tuple[Any, str, tuple[Path, ...]]:
     """Content and container of a file, or of the shards of an index, and the files that hold it."""
     head = read_head(path)

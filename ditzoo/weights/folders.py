@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ditzoo import __version__, registry
 from ditzoo.media import LabelNames
 from ditzoo.media.files import writing, writing_into
 from ditzoo.models import DiffusionTransformer, ModelDetails
+from ditzoo.weights.catalogue import note_licence_of
 from ditzoo.weights.checks import message, shown, some
 from ditzoo.weights.files import WeightsFile, read_checkpoint
 from ditzoo.weights.hub_errors import without_tokens
@@ -180,9 +181,9 @@ def load_network(
         result = load_weights(model, file.tensors, source=saved if overrides else None, strict=strict)
     warn_of_non_finite(file.tensors, source=weights)
     model.load_result = result
-    model.details = config.details
-    if overrides and len(config.details.label_names or ()) != model.num_classes:
-        model.details = replace(config.details, label_names=None)
+    if stem == STEM:
+        model.details = config.details.for_classes(model.num_classes)
+        note_licence_of(model.details.name or str(config.path.parent), model.details.licence)
     return model if dtype is None else model.to(dtype)
 
 

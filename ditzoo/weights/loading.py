@@ -20,9 +20,9 @@ from ditzoo.weights.adapt import (
     Adapted,
     Own,
     adapt,
-    can_adapt,
     fixed_differences,
     network_of,
+    options_text,
     same_labels,
     told_options,
     with_options,
@@ -31,6 +31,7 @@ from ditzoo.weights.checks import short, shown, some
 from ditzoo.weights.files import FLOATS
 from ditzoo.weights.lookalikes import common_prefix, fitting, foreign, looks_like
 from ditzoo.weights.match import Shapes, shape_text, shapes_of
+from ditzoo.weights.values import without_overlap
 
 _LOG = logging.getLogger("ditzoo")
 
@@ -82,8 +83,9 @@ def load_weights(
     A model on the meta device takes the tensors themselves: no second copy is made, and it gets their precision, the
     widest where they differ. Elsewhere they are copied into the model's own device and precision.
 
-    Names and shapes that are the model's are loaded as they are. Others are adapted if `source` is given and the two
-    networks differ in `num_classes`, `in_channels`, `input_size` or the null label alone:
+    Names and shapes that are the model's are loaded as they are, unless `source` says that they are for other heads,
+    or another option by which the same weights compute something else. Others are adapted if `source` is given and the
+    two networks differ in `num_classes`, `in_channels`, `input_size` or the null label alone:
 
     - Row i of the label table stays that of class i, and the last one the null label's; rows that the file lacks are
       drawn, as is the whole table if it has none.
@@ -102,7 +104,8 @@ def load_weights(
         source: constructor arguments of the network that the weights are for. Where they do not fit it, the shapes of
             label table, patch embedding and position table tell the options above. None: the weights must fit the
             model.
-        strict: False keeps what has the model's names and shapes if nothing else helps, and lists the rest.
+        strict: False keeps what has the model's names and shapes if nothing else helps, whatever `source` says, and
+            lists the rest.
 
     Raises:
         ValueError: the weights do not fit, nor can they be adapted; the message says what differs and why. Or one of
@@ -115,7 +118,7 @@ def load_weights(
     own, found = _own_values(model), _Comparison(model, tensors, source)
     if found.fits:
         taken = Adapted(dict(tensors))
-    elif found.before is not None and can_adapt(found.before, model):
+    elif found.before is not None and not found.fixed:
         with torch.no_grad():
             taken = adapt(tensors, found.before, model, own)
     elif not strict and found.in_common:
@@ -129,6 +132,8 @@ def load_weights(
         reinitialized=tuple(name for name in found.wanted if name not in taken.tensors),
         dropped=tuple(name for name in tensors if name not in taken.tensors),
     )
+    if found.fixed:
+        _LOG.warning("%s: the weights %s.", type(model).__name__, found.fixed_text())
     if not result.is_exact:
         _LOG.warning("%s: %s", type(model).__name__, result.summary())
     return result
@@ -161,6 +166,9 @@ class _Comparison:
         self.in_common = [name for name, shape in self.wanted.items() if self.shapes.get(name) == shape]
         #: the network that the weights are for, if `source` tells
         self.before: DiffusionTransformer | None = None
+        #: options in which it differs from the model and that cannot be adapted: with other heads, say, the same
+        #: weights compute something else
+        self.fixed: list[str] = []
         self.fits = self.shapes == self.wanted
         if source is None or source == model.config:
             given = None if source is None else model
@@ -173,11 +181,20 @@ class _Comparison:
             self.fits = self.fits and same_labels(given, model)
         elif not self.fits and (told := told_options(given, self.shapes)) is not None:
             self.before = network_of(model, with_options(given, told))
+        if self.before is not None:
+            self.fixed = fixed_differences(self.before, model)
+            self.fits = self.fits and not self.fixed
 
     def misfit(self) -> str:
         """What differs, and why if that can be told."""
-        differences = _differences(self.shapes, self.wanted)
-        return f"the weights do not fit this {type(self.model).__name__}: {differences}. {self._cause()}"
+        found = _differences(self.shapes, self.wanted) or "names and shapes are alike, but not what they stand for"
+        return f"the weights do not fit this {type(self.model).__name__}: {found}. {self._cause()}"
+
+    def fixed_text(self) -> str:
+        """What the options that cannot be adapted are here and there."""
+        assert self.before is not None
+        here, there = (options_text(network, self.fixed) for network in (self.model, self.before))
+        return f"are for {there}, the model has {here}"
 
     def _cause(self) -> str:
         model, name = self.model, type(self.model).__name__
@@ -185,16 +202,13 @@ class _Comparison:
             return sentence
         if prefix := common_prefix(self.shapes, self.wanted):
             return f"Every name carries {shown(repr(prefix))} in front; save the state dict without it."
-        if self.before is not None:
-            fixed = fixed_differences(self.before, model)
-            here = ", ".join(f"{option}={model.config[option]!r}" for option in fixed)
-            there = ", ".join(f"{option}={self.before.config[option]!r}" for option in fixed)
-            return f"They are for {there}, the model has {here}: weights adapt to another {', '.join(ADAPTABLE)} alone."
+        if self.fixed:
+            return f"They {self.fixed_text()}: weights adapt to another {', '.join(ADAPTABLE)} alone."
         if told := told_options(model, self.shapes):
             options = ", ".join(f"{option}={each.value!r} ({each.evidence})" for option, each in told.items())
             return (
-                f"They are for {options}: build the model like that, or give the options of their network as source to "
-                "adapt them."
+                f"They are for {options}: build the model like that. To adapt them, give ditzoo.create the options you "
+                f"want ({options_text(model, told)}), or load_weights those of their network as source."
             )
         if names := fitting(self.shapes):
             return f"They fit {some(names)}."
@@ -245,6 +259,6 @@ def _put(model: DiffusionTransformer, taken: Mapping[str, Tensor], own: Own, dty
         return
     device = next(iter(taken.values())).device
     state = {name: taken[name] if name in taken else own(name) for name in model.state_dict()}
-    # An expanded tensor could not be trained in place.
+    # An expanded tensor could not be trained in place, and of two in one memory each would change the other.
     state = {name: value.to(device, dtype).contiguous() for name, value in state.items()}
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(without_overlap(state), assign=True)

@@ -192,13 +192,8 @@ def _param_counts() -> dict[str, OfficialCount]:
     return {name: OfficialCount(**facts) for name, facts in counts.items()}
 
 
-def same_network(name: str, other: str) -> bool:
-    """Whether two names of the registry build the same network. How often training drops labels is no part of it."""
-    one, two = registry.model_info(name), registry.model_info(other)
-    return one.model_cls == two.model_cls and registry.same_weights(one.config, two.config)
-
-
 def _twins(name: str) -> list[str]:
     """The name, and those of its architecture that build the same network."""
-    bare, tags = name.partition(".")[0], registry.model_info(name).tags
-    return [name, *(other for other in (bare, *(f"{bare}.{tag}" for tag in tags)) if same_network(name, other))]
+    bare = name.partition(".")[0]
+    others = (bare, *(f"{bare}.{tag}" for tag in registry.model_info(name).tags))
+    return [name, *(other for other in others if registry.same_network(name, other))]

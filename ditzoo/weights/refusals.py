@@ -31,7 +31,7 @@ def read_head(path: Path) -> bytes:
 def damaged(path: Path, reason: str) -> str:
     return (
         f"{path} is damaged or cut off ({reason}); it has {path.stat().st_size:,} bytes. Compare with the size at its "
-        "source and fetch it again."
+        "source; remove it and fetch it again."
     )
 
 

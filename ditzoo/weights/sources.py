@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,8 @@ from torch import Tensor
 from ditzoo import registry
 from ditzoo.media import LabelNames
 from ditzoo.models import DiffusionTransformer, DiT, ModelDetails
-from ditzoo.weights.catalogue import fetch_published, note_licence
+from ditzoo.weights.adapt import ADAPTABLE, differences, network_of, options_text
+from ditzoo.weights.catalogue import fetch_published, note_licence, note_licence_of
 from ditzoo.weights.diffusers_extra import extra_beside
 from ditzoo.weights.diffusers_names import (
     PIPELINE_INDEX,
@@ -25,9 +27,11 @@ from ditzoo.weights.diffusers_names import (
     transformer_folder,
 )
 from ditzoo.weights.download import fetch_url
-from ditzoo.weights.files import RAW_NESTS, Nest, check_nest, read_checkpoint
-from ditzoo.weights.folders import CONFIG, construct, find_weights, is_own, load_model, read_config
+from ditzoo.weights.files import Nest, check_nest, kind_of, read_checkpoint
+from ditzoo.weights.folders import CONFIG, STEM, construct, find_weights, is_own, load_model, read_config
 from ditzoo.weights.hub import HubName, fetch_file, fetch_folder, fetch_transformer, is_hub_name
+from ditzoo.weights.index import INDEX_SUFFIX
+from ditzoo.weights.json_files import read_json_object
 from ditzoo.weights.loading import load_weights
 from ditzoo.weights.packaged import packaged_file
 from ditzoo.weights.values import warn_of_non_finite
@@ -43,9 +47,9 @@ class _Source:
         place: for messages.
         tensors: under the official names, or those of diffusers.
         nest: the entry of the file in which they stood.
-        model_cls: by `registry.class_path`.
-        options: constructor arguments.
-        details: of the model.
+        model_cls: by `registry.class_path`; None where nothing tells it.
+        options: constructor arguments of the network that they are for; None where nothing tells them.
+        details: of the model; None where nothing tells them.
     """
 
     place: Path
@@ -86,20 +90,36 @@ def create_pretrained(
         note_licence(name)
     if checkpoint is None and info.packaged:
         dtype = dtype or torch.float32  # they are kept in half of it, to be small
-    with _opened(name, checkpoint, weights, packaged=info.packaged) as source:
+    with _opened(name, checkpoint, weights) as source:
+        if checkpoint is None and source.options is None:
+            source = replace(source, options=config)
         _load(model, source, name, config, overrides, strict)
         # While the file is there: it may be a temporary one.
         model.to(device=torch.get_default_device(), dtype=dtype)
-    model.details = source.details or published_details(name, model.num_classes, source.nest)
+    if source.details is not None:
+        model.details = source.details.for_classes(model.num_classes)
+        note_licence_of(model.details.name or str(source.place), model.details.licence)
+    else:
+        kind = kind_of(source.nest) or (weights if checkpoint is not None else None)
+        model.details = published_details(name, model.num_classes, kind)
     return model
 
 
 def load_pretrained(
-    folder_or_id: Path | str, *, dtype: torch.dtype | None = None, strict: bool = True, **overrides: Any
+    folder_or_id: Path | str,
+    *,
+    weights: Nest | None = None,
+    dtype: torch.dtype | None = None,
+    strict: bool = True,
+    **overrides: Any,
 ) -> DiffusionTransformer:
-    """See `DiffusionTransformer.from_pretrained`."""
+    """See `DiffusionTransformer.from_pretrained`; `weights` as `ditzoo.create` has them."""
+    registry.check_dtype(dtype)
+    check_nest(weights)
     is_hub = is_hub_name(str(folder_or_id))
     folder = fetch_model_folder(str(folder_or_id)) if is_hub else Path(folder_or_id)
+    if weights is not None:
+        _check_kind(folder_or_id, weights, read_config(folder).details)
     return load_model(folder, dtype=dtype, strict=strict, **overrides).to(torch.get_default_device())
 
 
@@ -123,11 +143,15 @@ def fetch_model_folder(name: str) -> Path:
 
 
 @contextmanager
-def _opened(name: str, checkpoint: Path | str | None, weights: Nest | None, packaged: bool) -> Iterator[_Source]:
+def _opened(name: str, checkpoint: Path | str | None, weights: Nest | None) -> Iterator[_Source]:
     """The weights of a name, or of a file or folder of this machine, behind an address, or on the Hub."""
     if checkpoint is not None:
         yield _open(_fetched(checkpoint), weights)
-    elif packaged:
+        return
+    info = registry.model_info(name)
+    if weights == "raw" and info.ema:
+        raise ValueError(f"the weights of {name} are averaged ones alone; ask for those (weights='ema').")
+    if info.packaged:
         with packaged_file(name) as path:
             yield _open(path, weights)
     else:
@@ -144,8 +168,10 @@ def _fetched(checkpoint: Path | str) -> Path:
         if (folder / PIPELINE_INDEX).is_file():
             return fetch_transformer(hub.repo_id, revision=hub.revision)
         return fetch_folder(hub.repo_id, revision=hub.revision)
-    if text.startswith(("https://", "http://")):
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):  # other schemes than the web's are refused there
         return fetch_url(text)
+    if not text:
+        raise ValueError("checkpoint is empty; give a file, a folder or an address.")
     return Path(checkpoint)
 
 
@@ -154,16 +180,40 @@ def _open(path: Path, weights: Nest | None) -> _Source:
         options, tensors = read_diffusers_transformer(path)
         extra = extra_beside(folder, options["num_classes"])
         details = None if extra is None else extra.details
+        if details is not None:
+            _check_kind(path, weights, details)
         return _Source(path, tensors, model_cls=registry.class_path(DiT), options=options, details=details)
-    if (path / CONFIG).is_file():
-        config = read_config(path)
-        file = read_checkpoint(find_weights(path))
+    if (folder := _model_folder(path)) is not None:
+        config = read_config(folder)
+        _check_kind(path, weights, config.details)
+        file = read_checkpoint(find_weights(folder))
         network = config.network
         return _Source(path, file.tensors, None, network.model_cls, network.options, config.details)
     file = read_checkpoint(path, weights=weights)
-    if weights is None and file.nest in RAW_NESTS:
+    if weights is None and kind_of(file.nest) == "raw":
         _logger.warning("%s has no averaged weights; those of the last step, under %r, are taken.", path, file.nest)
     return _Source(path, file.tensors, file.nest)
+
+
+def _model_folder(path: Path) -> Path | None:
+    """The folder of a model that a path means, itself or by its weights; None where it means none."""
+    if (path / CONFIG).is_file():
+        return path
+    if path.name not in (f"{STEM}.safetensors", f"{STEM}{INDEX_SUFFIX}") or not (path.parent / CONFIG).is_file():
+        return None
+    try:
+        return path.parent if "model_cls" in read_json_object(path.parent / CONFIG) else None
+    except ValueError:  # whatever it is, the file was asked for
+        return None
+
+
+def _check_kind(place: Path | str, weights: Nest | None, details: ModelDetails) -> None:
+    """Refuse a folder that says that its weights are others than those that are asked for."""
+    if weights is None or details.recipe is None or weights == details.recipe.weights:
+        return
+    words = {"ema": "averaged weights", "raw": "the weights of the last step"}
+    held = details.recipe.weights
+    raise ValueError(f"{place} holds {words[held]} alone, by its recipe; ask for those (weights={held!r}).")
 
 
 def _load(
@@ -180,30 +230,50 @@ def _load(
             f"{source.place} holds a {str(source.model_cls).rpartition('.')[2]}, and {name} is a "
             f"{type(model).__name__}: ditzoo.models.DiffusionTransformer.from_pretrained(folder) takes it as it is."
         )
-    options, tensors = source.options or config, source.tensors
+    options, tensors = source.options, source.tensors
+    if options is None:  # of a bare file, what is overridden and does not adapt describes its own network
+        options = {**config, **{option: value for option, value in overrides.items() if option not in ADAPTABLE}}
+    elif strict and not overrides:
+        _check_same_network(model, source, name)
+    # Nobody asked to adapt where nothing is overridden: then the shapes must be the model's.
+    may_adapt = bool(overrides) or (source.options is not None and not strict)
     try:
-        if is_diffusers_state(tensors) and isinstance(model, DiT):
+        if is_diffusers_state(tensors) and type(model) is DiT:  # diffusers has no SiT
             with torch.device("meta"):
                 tensors = official_state(tensors, DiT(**{**config, **options}))
-        result = load_weights(model, tensors, source=options if overrides else None, strict=strict)
+        result = load_weights(model, tensors, source=options if may_adapt else None, strict=strict)
     except ValueError as error:
         raise ValueError(f"{source.place}: {error}") from error
     model.load_result = replace(result, nest=source.nest)
     warn_of_non_finite(model.state_dict(), source=source.place)
 
 
-def published_details(name: str, num_classes: int, nest: str | None = None) -> ModelDetails:
+def _check_same_network(model: DiffusionTransformer, source: _Source, name: str) -> None:
+    """Refuse to adapt what nobody asked to adapt."""
+    assert source.options is not None
+    theirs = network_of(model, source.options)
+    if differing := differences(theirs, model):
+        there, here = (options_text(network, differing) for network in (theirs, model))
+        can_adapt = all(option in ADAPTABLE for option in differing)
+        raise ValueError(
+            f"{source.place} holds the weights of a network with {there}, and {name} has {here}. "
+            f"ditzoo.create({name!r}, checkpoint=..., {there}) takes them as they are"
+            + (f", and with {here} in place of that they are adapted." if can_adapt else ".")
+        )
+
+
+def published_details(name: str, num_classes: int, kind: Nest | None = None) -> ModelDetails:
     """What is known of the weights of a registry name, in a model of so many classes.
 
     Args:
         name: registry name.
         num_classes: of the model.
-        nest: the entry of a training checkpoint in which they stood; a bare state dict is what the recipe says.
+        kind: which weights of a training checkpoint they are; None takes what the recipe says.
     """
     info = registry.model_info(name)
     recipe = info.recipe
-    if recipe is not None and nest is not None:
-        recipe = replace(recipe, weights="raw" if nest in RAW_NESTS else "ema")
+    if recipe is not None and kind is not None:
+        recipe = replace(recipe, weights=kind)
     names = LabelNames.of_data(info.data)
-    label_names = tuple(names) if names is not None and len(names) == num_classes else None
-    return ModelDetails(name=name, recipe=recipe, label_names=label_names, data=info.data)
+    label_names = None if names is None else tuple(names)
+    return ModelDetails(name=name, recipe=recipe, label_names=label_names, data=info.data).for_classes(num_classes)

@@ -1,4 +1,4 @@
-"""The values of weights: a fingerprint of them, whether they are numbers, and other precisions."""
+"""The values of weights: a fingerprint of them, whether they are numbers or share memory, and other precisions."""
 
 from __future__ import annotations
 
@@ -110,3 +110,14 @@ def _comparable(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor
     else:
         yield from (part.float() for part in tensor.flatten().split(_CHUNK))
+
+
+def without_overlap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same contiguous tensors, those copied that share memory with one before them."""
+    result, end = dict(tensors), 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
+        if tensor.data_ptr() < end:
+            result[name] = tensor.clone()
+        else:
+            end = tensor.data_ptr() + tensor.nbytes
+    return result

@@ -154,3 +154,18 @@ def test_weights_go_to_the_default_device():
 def test_a_name_that_is_no_string():
     with pytest.raises(TypeError, match=r"a model name is a string, got 5\."):
         ditzoo.create(5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"pretrained": "in256"}, TypeError, "pretrained must be True or False, got 'in256'"),
+        ({"dtype": "float16"}, TypeError, "dtype must be None, or torch's float16, .*, got 'float16'"),
+        ({"dtype": torch.int8}, ValueError, r"dtype must be None, or .*, got torch\.int8"),
+        ({"dtype": torch.float8_e4m3fn}, ValueError, r"dtype must be None, or .*, got torch\.float8_e4m3fn"),
+        ({"weights": "raw"}, ValueError, "weights='raw' says which to load, .*: add pretrained=True"),
+    ],
+)
+def test_arguments_that_say_nothing(options, error, message):
+    with pytest.raises(error, match=message):
+        ditzoo.create("dit_ti_2", **options)

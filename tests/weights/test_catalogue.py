@@ -54,7 +54,7 @@ LICENCES = {
     "uvit": ("none stated for the weights; the code is MIT", False, None),
     "mdt": ("none stated for the weights; the code is Apache-2.0", False, None),
     "diffit": ("CC-BY-NC-SA-4.0", True, None),
-    "sit": ("none stated for the weights; the code is MIT", False, True),
+    "sit": ("none stated for the weights; the code is MIT", False, None),
 }
 
 
@@ -259,13 +259,14 @@ def test_a_failure_names_the_other_place(published):
         name = published(
             PublishedFile(name="weights.pt", url=server.url),
             PublishedFile(name="transformer", layout="diffusers", repo_id="me/dit"),
+            PublishedFile(name="copy.pt", repo_id="me/copies", revision="v1"),
         )
         with pytest.raises(DownloadError) as caught:
             fetch_published(name)
     assert re.search(
-        r"404 Not Found\..* The same weights are at https://huggingface\.co/me/dit \(transformer\), which "
-        r"fetch_published\('dit_ti_2\.small', ditzoo\.model_info\('dit_ti_2\.small'\)\.files\[1\]\) fetches; load them "
-        r"with ditzoo\.create\('dit_ti_2\.small', checkpoint=path\)\.$",
+        r"404 Not Found\..* The same weights are at https://huggingface\.co/me/dit \(transformer\): "
+        r"ditzoo\.create\('dit_ti_2\.small', checkpoint='hf-hub:me/dit'\), or at https://huggingface\.co/me/copies "
+        r"\(copy\.pt\): ditzoo\.create\('dit_ti_2\.small', checkpoint='hf-hub:me/copies/copy\.pt@v1'\)\.$",
         str(caught.value),
     )
     assert "SECRET" not in str(caught.value)

@@ -86,6 +86,21 @@ def test_expanded_tensors_can_be_trained_in_place():
     assert model.t_embedder.mlp[0].bias.sum() == 65
 
 
+def test_tensors_in_one_memory_become_parameters_of_their_own():
+    state = weights_of("dit_ti_2")
+    memory = torch.randn(max(value.numel() for value in state.values()))
+    state = {key: memory[: value.numel()].view(value.shape) for key, value in state.items()}
+    model = on_meta("dit_ti_2")
+    load_weights(model, state)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert all(torch.equal(before[key], value) for key, value in state.items())
+    with torch.no_grad():
+        model.blocks[0].mlp.fc1.bias.fill_(3)
+    assert [key for key, value in model.state_dict().items() if not torch.equal(before[key], value)] == [
+        "blocks.0.mlp.fc1.bias"
+    ]
+
+
 def test_prefixes_and_constant_buffers_are_no_difference(caplog):
     state = {f"module.{key}": value for key, value in weights_of("mdt_ti_2").items()}
     state["module.blocks.0.attn.rel_pos_bias.relative_position_index"] = torch.zeros(16, 16, dtype=torch.int64)
@@ -198,9 +213,12 @@ def test_differences_are_named_three_at_most():
     ],
 )
 def test_without_a_source_the_options_of_the_file_are_told(options, told):
-    text = refused(ditzoo.create("mdt_ti_2"), weights_of("mdt_ti_2", **options))
+    model = ditzoo.create("mdt_ti_2")
+    text = refused(model, weights_of("mdt_ti_2", **options))
+    own = ", ".join(f"{option}={model.config[option]}" for option in options)
     assert text.endswith(
-        f"They are for {told}: build the model like that, or give the options of their network as source to adapt them."
+        f"They are for {told}: build the model like that. To adapt them, give ditzoo.create the options you want "
+        f"({own}), or load_weights those of their network as source."
     )
 
 
@@ -242,12 +260,29 @@ def test_only_options_that_change_shapes_are_named():
     assert "They are for depth=6, decode_layer=5, the model has depth=3, decode_layer=1: " in text
 
 
-def test_options_without_a_weight_do_not_matter():
-    original = lively("mdt_ti_2", mask_ratio=None)
+def test_options_of_training_do_not_matter():
+    original = lively("mdt_ti_2", mask_ratio=None, class_dropout_prob=0.2)
     model = on_meta("mdt_ti_2", num_classes=4, mask_ratio=0.5)
     result = load_weights(model, original.state_dict(), source=original.config)
     assert list(result.resized) == ["y_embedder.embedding_table.weight"]
     assert model.mask_token.requires_grad
+    assert load_weights(on_meta("mdt_ti_2"), original.state_dict(), source=original.config).is_exact
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "theirs", "ours"),
+    [("dit_ti_2", "num_heads", 2, 4), ("uvit_ti_2", "num_heads", 2, 8), ("mdt_ti_2", "decode_layer", 2, 1)],
+)
+@pytest.mark.parametrize("num_classes", [10, 4])
+def test_the_same_shapes_do_not_make_the_same_network(name, option, theirs, ours, num_classes, caplog):
+    original = lively(name, **{option: theirs})
+    model, state = on_meta(name, num_classes=num_classes), original.state_dict()
+    text = refused(model, state, source=original.config)
+    assert f"They are for {option}={theirs}, the model has {option}={ours}: weights adapt to another num_cl" in text
+    assert ("names and shapes are alike, but not what they stand for" in text) == (num_classes == 10)
+    load_weights(model, state, source=original.config, strict=False)
+    assert f"the weights are for {option}={theirs}, the model has {option}={ours}." in caplog.text
+    assert torch.equal(model.state_dict()["pos_embed"], state["pos_embed"])
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn, torch.bool])

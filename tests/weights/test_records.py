@@ -19,7 +19,8 @@ from ditzoo import registry
 from ditzoo.cli import cli
 from ditzoo.models import Checkpoint, PublishedFile
 from ditzoo.summary import describe
-from ditzoo.weights import verify
+from ditzoo.weights import save_weights, verify
+from ditzoo.weights.diffusers_names import diffusers_state
 from ditzoo.weights.records import WeightsRecord, add_record, load_records, records_file
 from tests.summary.reading import section
 from tests.weights.verifying import rows, weights_of
@@ -84,6 +85,27 @@ def test_another_file_of_the_same_weights(path, tmp_path, state):
     check = rows(verify(NAME, tmp_path / "small.pt", record=True))["record"]
     assert check.found == f"another file of the weights recorded on {TODAY}; recorded"
     assert [record.file for record in load_records(NAME)] == ["small.safetensors", "small.pt"]
+
+
+def test_the_copy_of_diffusers_has_the_same_weights(path, tmp_path, state):
+    verify(NAME, path, record=True)
+    transformer = tmp_path / "pipeline" / "transformer"
+    transformer.mkdir(parents=True)
+    (transformer / "config.json").write_text('{"_class_name": "DiTTransformer2DModel"}')
+    model = ditzoo.create("dit_ti_2")
+    model.load_state_dict(state)
+    (copy,) = save_weights(diffusers_state(model), transformer, stem="diffusion_pytorch_model")
+    for checkpoint in (transformer.parent, transformer, copy):
+        result = verify(NAME, checkpoint)
+        assert result.passed
+        assert rows(result)["names of diffusers"].found == "read as the official ones"
+        assert rows(result)["record"].found == f"the weights recorded on {TODAY}"
+    verify(NAME, transformer.parent, record=True)
+    assert [record.file for record in load_records(NAME)] == [path.name, copy.name]
+    assert load_records(NAME)[1].sha256 == hashlib.sha256(copy.read_bytes()).hexdigest()
+    sit = rows(verify("sit_ti_2", copy))  # of which diffusers has none
+    assert "names of diffusers" not in sit
+    assert sit["names"].status == "FAIL"
 
 
 def test_other_weights_are_told(path, tmp_path, state):

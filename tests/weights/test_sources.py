@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 import ditzoo
 from ditzoo.models import DiffusionTransformer, DiT, PublishedFile
 from ditzoo.models.digits import DIGITS_DATA
+from ditzoo.pipeline import Pipeline
 from ditzoo.weights import DownloadError, catalogue, save_weights
 from tests.golden_cases import CASES, golden_case, relative_error
 from tests.hub_server import use_hub
@@ -144,6 +146,33 @@ def test_weights_of_another_family_say_so(dit):
         ditzoo.create("dit_ti_2", checkpoint=dit[1])
 
 
+def test_folders_of_another_network_say_so(tmp_path):
+    lively("dit_ti_2", num_heads=2).save_pretrained(tmp_path / "heads")
+    fix = "holds the weights of a network with num_heads=2, and dit_ti_2 has num_heads=4. .*, num_heads=2. takes them "
+    with pytest.raises(ValueError, match=rf"{fix}as they are\.$"):
+        ditzoo.create("dit_ti_2", checkpoint=tmp_path / "heads")
+    assert ditzoo.create("dit_ti_2", checkpoint=tmp_path / "heads", num_heads=2).load_result.is_exact
+    with pytest.raises(ValueError, match=r"model\.safetensors holds the weights of a network with num_heads=2"):
+        ditzoo.create("dit_ti_2", checkpoint=tmp_path / "heads" / "model.safetensors")
+    with pytest.raises(ValueError, match="are for num_heads=2, the model has num_heads=1: weights adapt to"):
+        DiffusionTransformer.from_pretrained(tmp_path / "heads", num_heads=1)
+    with pytest.raises(ValueError, match="are for num_heads=4, the model has num_heads=1: weights adapt to"):
+        ditzoo.create("dit_ti_2", pretrained=True, num_heads=1)
+    (tmp_path / "heads" / "config.json").write_text('{"another": "library"}')
+    assert ditzoo.create("dit_ti_2", checkpoint=tmp_path / "heads" / "model.safetensors").load_result.is_exact
+    # As many rows as ten classes and the null label have.
+    eleven = lively("dit_ti_2", num_classes=11, class_dropout_prob=0.0)
+    eleven.save_pretrained(tmp_path / "eleven")
+    with pytest.raises(
+        ValueError, match=r"with num_classes=11, class_dropout_prob=0\.0, and dit_ti_2 has num_classes=10,"
+    ):
+        ditzoo.create("dit_ti_2", checkpoint=tmp_path / "eleven")
+    ten = ditzoo.create("dit_ti_2", checkpoint=tmp_path / "eleven", num_classes=10)
+    table, old = (model.y_embedder.embedding_table.weight for model in (ten, eleven))
+    assert torch.equal(table[:10], old[:10])
+    assert not torch.equal(table[10], old[10])
+
+
 def test_folders_of_another_class_say_so(tmp_path):
     lively("uvit_ti_2").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"holds a UViT, and dit_ti_2 is a DiT: .*from_pretrained\(folder\)"):
@@ -155,6 +184,30 @@ def test_a_folder_brings_its_own_details(tmp_path):
     model.save_pretrained(tmp_path)
     assert ditzoo.create("dit_ti_2", checkpoint=tmp_path).details == model.details
     assert model.details.data == DIGITS_DATA
+    fewer = ditzoo.create("dit_ti_2", checkpoint=tmp_path, num_classes=3)
+    assert fewer.details == replace(model.details, label_names=None)
+    fewer.save_pretrained(tmp_path / "fewer")
+    assert same(DiffusionTransformer.from_pretrained(tmp_path / "fewer"), fewer)
+
+
+def test_a_file_of_another_width_and_other_classes(tmp_path):
+    narrow = {"hidden_size": 32, "num_heads": 2}
+    torch.save(lively("dit_ti_2", **narrow).state_dict(), tmp_path / "narrow.pt")
+    model = ditzoo.create("dit_ti_2", checkpoint=tmp_path / "narrow.pt", **narrow, num_classes=3)
+    assert set(model.load_result.resized) == {"y_embedder.embedding_table.weight"}
+
+
+def test_weights_that_a_folder_or_a_name_has_not(tmp_path):
+    for_ema = r"averaged (weights|ones) alone.*; ask for those \(weights='ema'\)"
+    with pytest.raises(ValueError, match=f"the weights of dit_ti_2.digits are {for_ema}"):
+        ditzoo.create("dit_ti_2", pretrained=True, weights="raw")
+    ditzoo.create("dit_ti_2", pretrained=True, weights="ema").save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"model holds {for_ema}"):
+        ditzoo.create("dit_ti_2", checkpoint=tmp_path / "model", weights="raw")
+    torch.save(lively("dit_ti_2").state_dict(), tmp_path / "bare.pt")
+    for weights, told in ((None, "ema"), ("ema", "ema"), ("raw", "raw")):  # nobody but the caller can tell
+        model = ditzoo.create("dit_ti_2", checkpoint=tmp_path / "bare.pt", weights=weights)
+        assert model.details.recipe.weights == told
 
 
 def diffusers_folder(model, folder):
@@ -210,6 +263,20 @@ def test_a_non_commercial_licence_is_logged_once_on_loading(name, caplog, monkey
     assert f"The weights of {name} are under CC-BY-NC" in caplog.text
 
 
+def test_the_licence_of_a_folder_is_logged_once(caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr(catalogue, "_noted", set())
+    model = lively("dit_ti_2")
+    recipe = replace(model.details.recipe, licence="CC-BY-NC-4.0")
+    model.details = replace(model.details, name="my-copy", recipe=recipe)
+    model.save_pretrained(tmp_path)
+    ditzoo.create("dit_ti_2", checkpoint=tmp_path)
+    DiffusionTransformer.from_pretrained(tmp_path)
+    Pipeline.from_pretrained(tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        "The weights of my-copy are under CC-BY-NC-4.0, which allows no commercial use."
+    ]
+
+
 def test_files_and_folders_of_the_hub(hub_server, monkeypatch, tmp_path, dit):
     use_hub(monkeypatch, hub_server, cache=tmp_path / "cache")
     hub_server.create("me/official", {"deep/weights.pt": dit[1].read_bytes()})
@@ -223,6 +290,9 @@ def test_files_and_folders_of_the_hub(hub_server, monkeypatch, tmp_path, dit):
     assert hub_server.asked("GET", r"vae/.*safetensors|x\.py") == []
     lively("dit_ti_2").push_to_hub("me/mine", samples=False)
     assert same(ditzoo.create("dit_ti_2", checkpoint="hf-hub:me/mine"), dit[0])
+    assert same(ditzoo.create("hf-hub:me/mine", weights="ema"), dit[0])
+    with pytest.raises(ValueError, match="hf-hub:me/mine holds averaged weights alone, by its recipe; ask for those"):
+        ditzoo.create("hf-hub:me/mine", weights="raw")
     with pytest.raises(DownloadError, match="me/nothing"):
         ditzoo.create("dit_ti_2", checkpoint="hf-hub:me/nothing/weights.pt")
 
@@ -253,7 +323,8 @@ def test_weights_that_are_no_numbers_load_with_a_warning(dit, tmp_path):
     [
         ("nothing.pt", FileNotFoundError, r"there is no file nothing\.pt\. Check the path"),
         ("hf-hub:alone", ValueError, "is no name on the Hub; write hf-hub:user/repo"),
-        ("ftp://example.org/a.pt", FileNotFoundError, "there is no file ftp:/"),
+        ("ftp://example.org/a.pt", ValueError, "cannot be fetched: give an address that begins with https:// or http"),
+        ("", ValueError, "checkpoint is empty; give a file, a folder or an address"),
     ],
 )
 def test_places_that_are_none(checkpoint, error, message):

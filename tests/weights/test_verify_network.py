@@ -12,7 +12,7 @@ from ditzoo import registry
 from ditzoo.models import DiT, SiT
 from ditzoo.weights import network_checks as network
 from ditzoo.weights import published, verify
-from ditzoo.weights.published import agrees, official_count, published_cost, same_network
+from ditzoo.weights.published import agrees, official_count, published_cost
 from tests.golden_cases import golden_facts
 from tests.weights.verifying import rows, statuses, verify_state, weights_of
 from tests.zoo import TINY, on_meta
@@ -127,9 +127,9 @@ def test_every_official_count_is_known():
 
 
 def test_names_of_one_network_share_what_is_known():
-    assert same_network("uvit_l_2", "uvit_l_2.in256")  # they drop labels at different rates
-    assert not same_network("uvit_l_4", "uvit_l_4.in64")
-    assert not same_network("dit_s_2", "sit_s_2")
+    assert registry.same_network("uvit_l_2", "uvit_l_2.in256")  # they drop labels at different rates
+    assert not registry.same_network("uvit_l_4", "uvit_l_4.in64")
+    assert not registry.same_network("dit_s_2", "sit_s_2")
     assert published_cost("uvit_l_2.in256").gmacs == "77"
     assert published_cost("dit_xl_2.in256").gmacs == "118.64"
     assert published_cost("dit_xl_2.in512").gmacs == "524.60"
