@@ -190,9 +190,7 @@ class Recipe:
                 f"guidance must be a Guidance, got {self.guidance!r}; Recipe.from_dict() takes plain dicts."
             )
         if not isinstance(self.sampler_options, Mapping):
-            raise TypeError(
-                f"sampler_options must be a mapping of names to values, got {self.sampler_options!r:.60}."
-            )
+            raise TypeError(f"sampler_options must be a mapping of names to values, got {self.sampler_options!r:.60}.")
         object.__setattr__(self, "sampler_options", dict(self.sampler_options))
         self._check_texts()
         self._check_numbers()

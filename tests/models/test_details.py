@@ -95,7 +95,8 @@ def test_texts_do_not_drive_terminals(control):
     one_line = ["name", "label_names"]
     for entry in one_line + ["data", "training_command"] * (control != "\n"):
         kind = "line breaks or other control characters" if entry in one_line else "control characters"
-        with pytest.raises(ValueError, match=rf"must be a text without {kind}, got 'a\\.+b'; take them out\.") as raised:
+        message = rf"must be a text without {kind}, got 'a\\.+b'; take them out\."
+        with pytest.raises(ValueError, match=message) as raised:
             ModelDetails(**{entry: [text] if entry == "label_names" else text})
         assert str(raised.value).isprintable()
     if control == "\n":

@@ -256,6 +256,33 @@ def test_what_does_not_load_is_not_pushed(hub, tmp_path):
     assert "me/mine" not in hub.store.repositories
 
 
+@pytest.mark.parametrize("name", ["samples.png", "README.md", "LICENSE", "more.safetensors"])
+def test_what_a_link_leads_to_is_not_pushed(hub, tmp_path, name):
+    """A folder from a stranger could publish any file of its user."""
+    lively("dit_ti_2").save_pretrained(tmp_path / "saved")
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "saved" / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=rf"{name} is a link that leads out of its folder, to {tmp_path}/secret,"):
+        sharing.push_saved(tmp_path / "saved", "me/mine", samples=False)
+    assert "me/mine" not in hub.store.repositories
+    (tmp_path / "saved" / name).unlink()
+    (tmp_path / "saved" / name).symlink_to("mine")
+    (tmp_path / "saved" / "mine").write_text("mine")
+    sharing.push_saved(tmp_path / "saved", "me/mine", samples=False)
+    assert hub.repository("me/mine").files()[name] == b"mine"
+
+
+def test_a_weak_model_that_does_not_load_is_not_pulled(hub, tmp_path):
+    tiny().save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    config["weak_model"] = {"model_cls": config["model_cls"], "model": config["model"]}
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
+    hub.create("me/mine", {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()})
+    with pytest.raises(OSError, match=r"weak_model\.safetensors is missing"):
+        sharing.pull("me/mine", tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
+
+
 def test_a_card_that_is_there_is_kept(hub, tmp_path):
     lively("dit_ti_2").save_pretrained(tmp_path)
     (tmp_path / "README.md").write_text("# My own words\n")

@@ -254,10 +254,10 @@ def test_other_versions(saved, version, message):
         ({"label_names": {"one": 1}}, "label_names must be a list of strings"),
         ({"recipe": [1]}, "recipe: it must be a mapping"),
         ({"weak_model": {"model_cls": "ditzoo.models.DiT"}}, "weak_model in .*config.json lacks model"),
-        ({"recipe": recipe_with(num_train_timesteps=10**12)}, "num_train_timesteps must be from 1 to 1,000,000, got 1000"),
+        ({"recipe": recipe_with(num_train_timesteps=10**12)}, "num_train_timesteps must be from 1 to 1,000,000, got"),
         ({"recipe": recipe_with(time_scale=10**400)}, "recipe: time_scale must be a finite number, got 10{59}\\. Mend"),
         ({"recipe": recipe_with(sampler_options={"gamma": 1})}, "sampler 'ddim' has no option 'gamma'"),
-        ({"recipe": recipe_with(sampler_options={"eta": "x"})}, "option 'eta' of sampler 'ddim' must be a finite number"),
+        ({"recipe": recipe_with(sampler_options={"eta": "x"})}, "option 'eta' of sampler 'ddim' must be a finite"),
         ({"recipe": recipe_with(**{"\x1b[2J": 1})}, r"unknown recipe entries: '\\x1b\[2J'\. Mend"),
         ({"recipe": recipe_with(sampler="x" * 10**6)}, "unknown sampler 'x{59}; choose one of ddpm"),
         ({"name": "\x1b[2J"}, r"name must be a text without .*, got '\\x1b\[2J'"),
@@ -386,6 +386,19 @@ def objects_in(value):
         yield from objects_in(inner)
 
 
+def error_of_use(folder):
+    """How a folder is refused; None where it loads and serves for a card and a pipeline."""
+    try:
+        model = DiT.from_pretrained(folder)
+        assert model_card(model, model.details, "me/mine", has_samples=False).encode()
+        if model.details.recipe is not None:
+            Pipeline(model, model.details.recipe, label_names=model.details.label_names)
+            count_evaluations(model.details.recipe)
+    except (ValueError, OSError) as error:
+        return error
+    return None
+
+
 @settings(max_examples=150, deadline=5_000, derandomize=True, database=None)
 @given(data=st.data())
 def test_no_config_does_worse_than_an_error_of_ours(template, data):
@@ -402,14 +415,8 @@ def test_no_config_does_worse_than_an_error_of_ours(template, data):
             entries.pop(key, None)
     (folder / "config.json").write_text(json.dumps(changed))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    try:
-        model = DiT.from_pretrained(folder)
-        assert model_card(model, model.details, "me/mine", has_samples=False).encode()
-        if model.details.recipe is not None:
-            Pipeline(model, model.details.recipe, label_names=model.details.label_names)
-            count_evaluations(model.details.recipe)
-    except (ValueError, OSError) as error:
-        assert not isinstance(error, UnicodeError)
-        assert str(error).isprintable()
-        assert len(str(error)) < 1000
+    error = error_of_use(folder)
+    assert not isinstance(error, UnicodeError)
+    assert str(error).isprintable()
+    assert len(str(error)) < 1000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
