@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -143,7 +144,7 @@ def _fetched(checkpoint: Path | str) -> Path:
         if (folder / PIPELINE_INDEX).is_file():
             return fetch_transformer(hub.repo_id, revision=hub.revision)
         return fetch_folder(hub.repo_id, revision=hub.revision)
-    if text.startswith(("https://", "http://")):
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):  # other schemes than the web's are refused there
         return fetch_url(text)
     return Path(checkpoint)
 

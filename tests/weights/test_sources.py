@@ -253,7 +253,8 @@ def test_weights_that_are_no_numbers_load_with_a_warning(dit, tmp_path):
     [
         ("nothing.pt", FileNotFoundError, r"there is no file nothing\.pt\. Check the path"),
         ("hf-hub:alone", ValueError, "is no name on the Hub; write hf-hub:user/repo"),
-        ("ftp://example.org/a.pt", FileNotFoundError, "there is no file ftp:/"),
+        ("ftp://me:SECRET@example.org/a.pt", ValueError, r"^ftp://example\.org/a\.pt cannot be fetched"),
+        ("HTTPS://me:SECRET@example.org/a.pt", ValueError, r"^https://example\.org/a\.pt was given with a .* password"),
     ],
 )
 def test_places_that_are_none(checkpoint, error, message):
