@@ -19,6 +19,8 @@ from ditzoo.media.codec import is_hub_id, quiet_download
 from ditzoo.models import DiT
 from ditzoo.recipe import Recipe
 from ditzoo.weights.diffusers_names import is_computed_table
+from ditzoo.weights.hub_errors import without_tokens
+from ditzoo.weights.json_files import read_json_object
 
 #: What diffusers has no place for: the model's options and the recipe. diffusers ignores it.
 EXTRA_FILE = "ditzoo.json"
@@ -90,7 +92,8 @@ def write_folder(
         else:
             pipe = diffusers.DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler)
             pipe.save_pretrained(temporary, max_shard_size=max_shard_size)
-        (temporary / EXTRA_FILE).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+        text = without_tokens(json.dumps(entries, indent=2)) + "\n"
+        (temporary / EXTRA_FILE).write_text(text, encoding="utf-8")
 
 
 def folder_warning(folder: str | os.PathLike[str]) -> tuple[str, str]:
@@ -129,7 +132,7 @@ def load_diffusers(folder_or_id: str | os.PathLike[str]) -> tuple[DiT, Recipe]:
         transformer = diffusers.DiTTransformer2DModel.from_pretrained(place.name, subfolder="transformer")
     extra = place.read_extra()
     if extra is not None:
-        model = from_diffusers(transformer, class_dropout_prob=extra["model"]["class_dropout_prob"])
+        model = from_diffusers(transformer, class_dropout_prob=extra["model"].get("class_dropout_prob", 0.1))
         return model, Recipe.from_dict(extra["recipe"])
     model = from_diffusers(transformer)
     scheduler = place.read(SCHEDULER_CONFIG)
@@ -182,11 +185,7 @@ class PipelinePlace:
                 path = Path(hf_hub_download(self.name, name))
             except EntryNotFoundError:
                 return None
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{name} of {self.name} is no JSON ({error}); save or fetch it again.") from error
-        return content
+        return read_json_object(path, constants=True)
 
     def read_extra(self) -> dict[str, Any] | None:
         """What `save_diffusers` has kept for ditzoo; None in folders by others."""
