@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 _TOKEN = re.compile(r"hf_oauth_[\w.-]+|(hf|api_org)_[A-Za-z0-9]{20,}")
+#: In an address, as HF_ENDPOINT of a mirror may be one.
+_PASSWORD = re.compile(r"://[^/\s@]+@")
 _HIDDEN = "hf_***"
 #: Of another form, as mirrors have them; a shorter one is no secret, and common words would be replaced for it.
 _SHORTEST_TOKEN = 8
@@ -63,7 +65,7 @@ class Errand:
 
     def error(self, reason: str) -> DownloadError | UploadError:
         """The error to raise, in one line and without a token."""
-        text = without_tokens(f"{self}: {reason}", self.token)
+        text = _PASSWORD.sub("://", without_tokens(f"{self}: {reason}", self.token))
         return (UploadError if self.is_push else DownloadError)(message(text, _LONGEST))
 
     @property
@@ -93,7 +95,7 @@ def plain_errors(errand: Errand) -> Iterator[None]:
         raise
     except Exception as error:
         chain = list(_chain(error, before))
-        shows_token = any(holds_token(str(each), errand.token) for each in chain)
+        shows_token = any(holds_token(str(each), errand.token) or _PASSWORD.search(str(each)) for each in chain)
         raise errand.error(_reason(chain, errand)) from (None if shows_token else error)
 
 

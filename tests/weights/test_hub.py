@@ -616,6 +616,14 @@ def test_what_is_no_secret_stays(monkeypatch):
     assert without_tokens("secret-1 is of no use") == "hf_*** is of no use"
 
 
+def test_the_password_of_a_mirror_is_not_shown(hub, repository, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url.replace("://", "://me:SECRET@"))
+    hub.fail(401, times=99, message="not for https://me:SECRET@mirror")
+    with pytest.raises(DownloadError, match=r"://127\.0\.0\.1:\d+/settings/tokens") as caught:
+        fetch_file("me/mine", "config.json")
+    assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+
+
 def test_what_the_hub_says_does_not_drive_the_terminal(hub, repository):
     hub.fail(400, times=99, message="a\x1b[2J\x9bb" + "c" * 10**4)
     text = refusal(lambda: fetch_file("me/mine", "config.json"))
