@@ -176,14 +176,15 @@ def test_texts_of_users_do_not_become_markdown():
     model = lively("dit_ti_2")
     details = replace(
         model.details,
-        name="`x`\n# y",
+        name="`x` # y",
         data="<script>|a|</script>\n---\n# b",
         training_command="echo ```\n```",
-        results=(EvaluationResult(metric="a|b", value=1, dataset="[c](d)"),),
+        results=(EvaluationResult(metric="a|b", value=1, dataset="[c](d)\n- e: &f !!python/none"),),
     )
     text = sharing.model_card(model, details, "me/mine", has_samples=False)
     _, metadata, body = text.split("\n---\n", 1)[0], *text.removeprefix("---\n").split("\n---\n", 1)
-    assert yaml.safe_load(metadata)["model-index"][0]["results"][0]["dataset"]["name"] == "[c](d)"
+    (result,) = yaml.safe_load(metadata)["model-index"][0]["results"]
+    assert result["dataset"]["name"] == "[c](d)\n- e: &f !!python/none"
     assert "\n# " not in body.removeprefix("\n# mine").replace("\n# mine", "", 1)
     assert "<script>" not in body
     assert r"a\|b" in body
