@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -58,6 +59,10 @@ _LATEST: dict[Schedule, float] = {
 }
 #: schedules whose sigma has an infinite derivative at that time
 _SINGULAR: tuple[Schedule, ...] = ("flow_vp",)
+#: Times and noise levels are kept in tables as long as this; a longer one is a mistake, or meant to fill the memory.
+_MOST_STEPS = 10**6
+#: What drives a terminal, turns the direction of writing around, or is no text at all (a half of a surrogate pair).
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +122,9 @@ class Recipe:
     """Everything besides the network that decides what its samples look like.
 
     Raises:
-        ValueError: for a value outside its range, or two that exclude each other; the message names the valid ones.
-        TypeError: for a number that is none.
+        ValueError: for a value outside its range, or two that exclude each other; the message names the valid ones. Or
+            for a text with control characters, which could drive a terminal on which it is shown.
+        TypeError: for a number or a text that is none.
     """
 
     prediction: Prediction
@@ -130,7 +136,7 @@ class Recipe:
     (arXiv:2210.02747), and SiT's other paths from noise at time 0 to data at 1 (arXiv:2401.08740); `"edm"`, noise
     added to unscaled data, whose time is its standard deviation"""
     num_train_timesteps: int = 1000
-    """T of the schedules that are tables, whose times are 0 to T - 1; without meaning elsewhere"""
+    """T of the schedules that are tables, whose times are 0 to T - 1, at most a million; without meaning elsewhere"""
     time_scale: float = 1.0
     time_offset: float = 0.0
     """the network is called with time_offset + time_scale * t: U-ViT counts the thousand levels from 1, and calls its
@@ -153,8 +159,8 @@ class Recipe:
     guidance: Guidance = field(default_factory=Guidance)
     sampler: Sampler = "ddim"
     num_inference_steps: int = 50
-    """steps of the sampler, at most T where the schedule is a table; `ditzoo.diffusion.count_evaluations` tells what
-    they cost"""
+    """steps of the sampler, at most T where the schedule is a table, and a million elsewhere;
+    `ditzoo.diffusion.count_evaluations` tells what they cost"""
     sampler_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """keyword arguments of the sampler that differ from its defaults, such as `{"eta": 1.0}` of `"ddim"`;
     `ditzoo.diffusion.get_sampler` checks names and values"""
@@ -184,18 +190,24 @@ class Recipe:
                 f"guidance must be a Guidance, got {self.guidance!r}; Recipe.from_dict() takes plain dicts."
             )
         if not isinstance(self.sampler_options, Mapping):
-            raise TypeError(f"sampler_options must be a mapping of names to values, got {self.sampler_options!r}.")
+            raise TypeError(f"sampler_options must be a mapping of names to values, got {self.sampler_options!r:.60}.")
         object.__setattr__(self, "sampler_options", dict(self.sampler_options))
+        self._check_texts()
         self._check_numbers()
         self._check_prediction()
         self._check_variance()
         self._check_sampling()
 
+    def _check_texts(self) -> None:
+        for name in ("latent_codec", "licence", "source"):
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name))
+
     def _check_numbers(self) -> None:
         for name in ("num_train_timesteps", "num_inference_steps"):
             _check_whole(name, getattr(self, name))
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+            if not 1 <= getattr(self, name) <= _MOST_STEPS:
+                raise ValueError(f"{name} must be from 1 to {_MOST_STEPS:,}, got {getattr(self, name)!r:.60}.")
         for name in ("time_scale", "latent_scale"):
             _check_number(name, getattr(self, name))
             if getattr(self, name) <= 0:
@@ -323,10 +335,10 @@ class Recipe:
         """
         guidance = values.get("guidance", {})
         if not isinstance(guidance, Mapping):
-            raise TypeError(f"guidance must be a mapping of names to values, got {guidance!r}.")
+            raise TypeError(f"guidance must be a mapping of names to values, got {guidance!r:.60}.")
         unknown = set(values) - {f.name for f in fields(cls)} | set(guidance) - {f.name for f in fields(Guidance)}
         if unknown:
-            raise ValueError(f"unknown recipe entries: {', '.join(sorted(unknown))}.")
+            raise ValueError(f"unknown recipe entries: {', '.join(f'{name!r:.60}' for name in sorted(unknown))}.")
         if missing := {"prediction", "schedule"} - set(values):
             raise ValueError(f"a recipe needs {' and '.join(sorted(missing))}.")
         return cls(**{**values, "guidance": Guidance(**guidance)})
@@ -344,30 +356,49 @@ _CHOICES = {
 }
 
 
+def check_text(what: str, value: object, *, in_one_line: bool = False) -> None:
+    """Refuse what is no text, and text that would do more than be read: it is shown on terminals and web pages."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a string, got {value!r:.60}.")
+    if _CONTROL.search(value) or (in_one_line and "\n" in value):
+        kind = "line breaks or other control characters" if in_one_line else "control characters"
+        raise ValueError(f"{what} must be a text without {kind}, got {value!r:.60}; take them out.")
+
+
 def _check_choice(what: str, value: object, choices: object) -> None:
     if value not in get_args(choices):
-        raise ValueError(f"unknown {what} {value!r}; choose one of {', '.join(get_args(choices))}.")
+        raise ValueError(f"unknown {what} {value!r:.60}; choose one of {', '.join(get_args(choices))}.")
 
 
 def _check_number(what: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{what} must be a number, got {value!r}.")
-    if not math.isfinite(value):
-        raise ValueError(f"{what} must be a finite number, got {value}.")
+        raise TypeError(f"{what} must be a number, got {value!r:.60}.")
+    if not is_finite(value):
+        raise ValueError(f"{what} must be a finite number, got {value!r:.60}.")
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number is finite, and no integer beyond all floats."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _check_whole(what: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} must be a whole number, got {value!r}.")
+        raise TypeError(f"{what} must be a whole number, got {value!r:.60}.")
 
 
 def _checked_interval(interval: object) -> tuple[float, float]:
     if not isinstance(interval, list | tuple) or len(interval) != 2:
-        raise TypeError(f"guidance interval must be two noise levels (low, high), got {interval!r}.")
+        raise TypeError(f"guidance interval must be two noise levels (low, high), got {interval!r:.60}.")
     low, high = interval
     for bound in (low, high):
         if isinstance(bound, bool) or not isinstance(bound, int | float):
-            raise TypeError(f"guidance interval must be two noise levels (low, high), got {interval!r}.")
-    if not 0 <= low < high < math.inf:
-        raise ValueError(f"guidance interval (low, high) must satisfy 0 <= low < high, both finite, got {interval!r}.")
+            raise TypeError(f"guidance interval must be two noise levels (low, high), got {interval!r:.60}.")
+    if not 0 <= low < high or not is_finite(high):
+        raise ValueError(
+            f"guidance interval (low, high) must satisfy 0 <= low < high, both finite, got {interval!r:.60}."
+        )
     return float(low), float(high)

@@ -40,8 +40,8 @@ def test_a_guidance_scale_must_be_finite() -> None:
     ("values", "text"),
     [
         ({"schedule": "linear"}, "a recipe needs prediction"),
-        ({"prediction": "epsilon", "schedule": "linear", "gidance": {}}, "unknown recipe entries: gidance"),
-        ({"prediction": "epsilon", "schedule": "linear", "guidance": {"scael": 1}}, "unknown recipe entries: scael"),
+        ({"prediction": "epsilon", "schedule": "linear", "gidance": {}}, "unknown recipe entries: 'gidance'"),
+        ({"prediction": "epsilon", "schedule": "linear", "guidance": {"scael": 1}}, "unknown recipe entries: 'scael'"),
     ],
 )
 def test_a_damaged_recipe_is_a_value_error(values: dict[str, object], text: str) -> None:

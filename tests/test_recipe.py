@@ -108,7 +108,7 @@ def test_a_recipe_is_public():
             {"prediction": "velocity"},
             r"prediction 'velocity' does not go with schedule 'linear', whose networks predict",
         ),
-        ({**FLOW, "num_inference_steps": 0}, r"num_inference_steps must be 1 or more, got 0"),
+        ({**FLOW, "num_inference_steps": 0}, r"num_inference_steps must be from 1 to 1,000,000, got 0"),
         ({**FLOW, "guidance": Guidance(schedule="power_cosine")}, r"power_cosine guidance counts timesteps"),
         (
             {"schedule": "edm", "sampler": "edm_heun"},
@@ -167,8 +167,11 @@ def test_a_recipe_is_public():
         ({"time_offset": float("inf")}, r"time_offset must be a finite number, got inf"),
         ({"latent_scale": 0.0}, r"latent_scale must be a number above 0, got 0.0"),
         ({"latent_scale": float("nan")}, r"latent_scale must be a finite number, got nan"),
-        ({"num_train_timesteps": 0}, r"num_train_timesteps must be 1 or more, got 0"),
-        ({"num_inference_steps": 0}, r"num_inference_steps must be 1 or more, got 0"),
+        ({"num_train_timesteps": 0}, r"num_train_timesteps must be from 1 to 1,000,000, got 0"),
+        ({"num_train_timesteps": 10**12}, r"num_train_timesteps must be from 1 to 1,000,000, got 1000000000000\."),
+        ({**FLOW, "num_inference_steps": 10**400}, r"num_inference_steps must be from 1 to 1,000,000, got 10{59}\."),
+        ({"time_offset": 10**400}, r"time_offset must be a finite number, got 10{59}\."),
+        ({"num_inference_steps": 0}, r"num_inference_steps must be from 1 to 1,000,000, got 0"),
         *(
             (
                 {"sampler": sampler, "num_inference_steps": 1001},
@@ -191,6 +194,8 @@ def test_a_value_out_of_range_is_named(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"licence": 3}, r"licence must be a string, got 3\."),
+        ({"latent_codec": ["a"]}, r"latent_codec must be a string, got \['a'\]"),
         ({"num_inference_steps": 2.5}, r"num_inference_steps must be a whole number, got 2\.5"),
         ({"num_inference_steps": 50.0}, r"num_inference_steps must be a whole number, got 50\.0"),
         ({"num_inference_steps": "50"}, r"num_inference_steps must be a whole number, got '50'"),
@@ -237,6 +242,7 @@ def test_guidance_of_the_wrong_type_is_named(changes, message):
             r"interval \(low, high\) must satisfy 0 <= low < high, both finite, got \(2\.0, 1\.0\)",
         ),
         ({"interval": (-1.0, 1.0)}, r"must satisfy 0 <= low < high, both finite, got \(-1\.0, 1\.0\)"),
+        ({"interval": (0, 10**400)}, r"must satisfy 0 <= low < high, both finite, got \(0, 10{55}\."),
         ({"interval": (0.0, float("inf"))}, r"must satisfy 0 <= low < high, both finite, got \(0\.0, inf\)"),
         ({"convention": "sit"}, r"unknown guidance convention 'sit'; choose one of dit, uvit"),
         ({"schedule": "linear"}, r"unknown guidance schedule 'linear'; choose one of constant, power_cosine"),
@@ -264,7 +270,7 @@ def test_when_guidance_is_off(guidance, off):
 
 def test_entries_that_no_recipe_has_are_named():
     values = {**RECIPES[0].to_dict(), "steps": 3, "cfg": 2}
-    with pytest.raises(ValueError, match=r"unknown recipe entries: cfg, steps\."):
+    with pytest.raises(ValueError, match=r"unknown recipe entries: 'cfg', 'steps'\."):
         Recipe.from_dict(values)
 
 
@@ -277,6 +283,8 @@ def test_wrong_entries_of_a_file_are_checked_too():
         Recipe.from_dict({})
     with pytest.raises(TypeError, match=r"guidance must be a mapping of names to values, got 1\.5"):
         Recipe.from_dict({**RECIPES[0].to_dict(), "guidance": 1.5})
+    with pytest.raises(ValueError, match=r"unknown recipe entries: '\\x1b\[2J'\.$"):
+        Recipe.from_dict({**RECIPES[0].to_dict(), "\x1b[2J": 1})
 
 
 def test_which_recipes_are_flows_and_which_have_a_table_of_levels():

@@ -28,6 +28,7 @@ from ditzoo.weights.diffusers_names import (
     is_computed_table,
 )
 from ditzoo.weights.hub_errors import without_tokens
+from ditzoo.weights.json_files import read_json_object
 from ditzoo.weights.shards import save_weights
 from ditzoo.weights.values import in_precision
 
@@ -218,11 +219,7 @@ class PipelinePlace:
                 path = Path(hf_hub_download(self.name, name))
             except EntryNotFoundError:
                 return None
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{name} of {self.name} is no JSON ({error}); save or fetch it again.") from error
-        return content
+        return read_json_object(path, constants=True)
 
     def read_extra(self, num_classes: int) -> Extra | None:
         """What `save_diffusers` has kept for ditzoo; None in folders by others."""

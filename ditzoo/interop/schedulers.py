@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ditzoo.interop.package import import_diffusers
 from ditzoo.recipe import Guidance, Recipe, Sampler, Schedule, Variance
+from ditzoo.weights.checks import message
 
 #: What diffusers' schedulers do by default and ditzoo's samplers, too; other values have no exact equal.
 _SHARED: dict[str, dict[str, Any]] = {
@@ -112,39 +114,53 @@ def recipe_of_pipeline(
         DPM-Solver++ of order 3, whose coefficients of third order differ a little.
 
     Raises:
-        ValueError: for noise levels or a prediction that no recipe has.
+        ValueError: for noise levels or a prediction that no recipe has, and for entries of wrong types.
 
     Warns:
         UserWarning: naming the algorithm or options that no sampler here has.
     """
-    prediction = scheduler.get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction", "sample"):
+    with _named_wrong_types():
+        prediction = scheduler.get("prediction_type", "epsilon")
+        if prediction not in ("epsilon", "v_prediction", "sample"):
+            raise ValueError(
+                f"the scheduler's prediction_type {prediction!r:.60} has no counterpart; epsilon, v_prediction or "
+                "sample do."
+            )
+        schedule, algorithm = _schedule_of(scheduler), _algorithm_of(scheduler, learned_variance)
+        if algorithm.without_equal:
+            warnings.warn(
+                f"sampler {algorithm.sampler!r} of the recipe is not exactly what the pipeline does with "
+                f"{algorithm.without_equal}: images differ. Another sampler: dataclasses.replace(recipe, sampler=...).",
+                UserWarning,
+                stacklevel=3,
+            )
+        return Recipe(
+            prediction=prediction,
+            schedule=schedule,
+            num_train_timesteps=scheduler.get("num_train_timesteps", 1000),
+            variance=algorithm.variance,
+            loss="hybrid" if algorithm.variance == "learned_range" else "mse",
+            guidance=_PIPELINE_GUIDANCE,
+            sampler=algorithm.sampler,
+            num_inference_steps=_PIPELINE_STEPS,
+            sampler_options=algorithm.options,
+            latent_codec=None if vae is None else vae_name,
+            latent_scale=1.0 if vae is None else vae.get("scaling_factor", 0.18215),
+            latent_shift=0.0 if vae is None else vae.get("shift_factor") or 0.0,
+            source=source,
+        )
+
+
+@contextmanager
+def _named_wrong_types() -> Iterator[None]:
+    """Configurations may be strangers', and what they hold of any type."""
+    try:
+        yield
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(
-            f"the scheduler's prediction_type {prediction!r} has no counterpart; epsilon, v_prediction or sample do."
-        )
-    schedule, algorithm = _schedule_of(scheduler), _algorithm_of(scheduler, learned_variance)
-    if algorithm.without_equal:
-        warnings.warn(
-            f"sampler {algorithm.sampler!r} of the recipe is not exactly what the pipeline does with "
-            f"{algorithm.without_equal}: images differ. Another sampler: dataclasses.replace(recipe, sampler=...).",
-            UserWarning,
-            stacklevel=3,
-        )
-    return Recipe(
-        prediction=prediction,
-        schedule=schedule,
-        num_train_timesteps=scheduler.get("num_train_timesteps", 1000),
-        variance=algorithm.variance,
-        loss="hybrid" if algorithm.variance == "learned_range" else "mse",
-        guidance=_PIPELINE_GUIDANCE,
-        sampler=algorithm.sampler,
-        num_inference_steps=_PIPELINE_STEPS,
-        sampler_options=algorithm.options,
-        latent_codec=None if vae is None else vae_name,
-        latent_scale=1.0 if vae is None else vae.get("scaling_factor", 0.18215),
-        latent_shift=0.0 if vae is None else vae.get("shift_factor") or 0.0,
-        source=source,
-    )
+            "the configuration of the scheduler or the autoencoder has an entry of a wrong type or size "
+            f"({message(error)}); fetch or save it again."
+        ) from error
 
 
 class _Algorithm(NamedTuple):
@@ -173,7 +189,7 @@ def _algorithm_of(scheduler: Mapping[str, Any], learned_variance: bool) -> _Algo
         variance = _FIXED_VARIANCES[config["variance_type"]]
     elif sampler == "ddpm" and config["variance_type"] != variance:
         lost.append("variance_type")
-    entries = ", ".join(f"{key}={config[key]!r}" for key in lost)
+    entries = ", ".join(f"{key}={config[key]!r:.60}" for key in lost)
     return _Algorithm(sampler, options, variance, f"{kind}({entries})" if lost else "")
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
-from ditzoo.recipe import Recipe
+from ditzoo.recipe import Recipe, check_text, is_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +15,8 @@ class EvaluationResult:
 
     Raises:
         TypeError: for a value that is no number or a text that is none.
-        ValueError: for a number that is not finite, or a metric or data set without a name.
+        ValueError: for a number that is not finite, a text with control characters, or a metric or data set without a
+            name.
     """
 
     metric: str
@@ -32,14 +32,13 @@ class EvaluationResult:
     def __post_init__(self) -> None:
         for name in ("metric", "dataset", "settings", "source"):
             text = getattr(self, name)
-            if not isinstance(text, str):
-                raise TypeError(f"{name} of a result must be a string, got {text!r:.60}.")
+            check_text(f"{name} of a result", text)
             if not text and name in ("metric", "dataset"):
                 raise ValueError(f"a result needs a {name}, got {text!r}.")
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
-            raise TypeError(f"the value of {self.metric!r} must be a number, got {self.value!r:.60}.")
-        if not math.isfinite(self.value):
-            raise ValueError(f"the value of {self.metric!r} must be finite, got {self.value}; leave it out.")
+            raise TypeError(f"the value of {self.metric!r:.60} must be a number, got {self.value!r:.60}.")
+        if not is_finite(self.value):
+            raise ValueError(f"the value of {self.metric!r:.60} must be finite, got {self.value!r:.60}; leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +49,7 @@ class ModelDetails:
 
     Raises:
         TypeError: for an entry of another type; the message names it.
+        ValueError: for a text with control characters, which could drive a terminal on which it is shown.
     """
 
     name: str | None = None
@@ -67,10 +67,13 @@ class ModelDetails:
 
     def __post_init__(self) -> None:
         for name in ("name", "data", "training_command"):
-            _check(name, getattr(self, name), str, "a string")
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name), in_one_line=name == "name")
         _check("recipe", self.recipe, Recipe, "a ditzoo.Recipe")
         if self.label_names is not None:
             object.__setattr__(self, "label_names", _checked_tuple("label_names", self.label_names, str, "strings"))
+            for name in self.label_names:
+                check_text("a label name", name, in_one_line=True)
         results = _checked_tuple("results", self.results, EvaluationResult, "EvaluationResult objects")
         object.__setattr__(self, "results", results)
 

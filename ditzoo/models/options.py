@@ -10,6 +10,9 @@ from typing import Any
 SHARED_OPTIONS = ("input_size", "in_channels", "mlp_ratio", "num_classes", "class_dropout_prob", "learn_sigma")
 #: Those that a network of several resolutions derives from options of its own.
 DERIVABLE_OPTIONS = ("patch_size", "hidden_size", "depth", "num_heads")
+#: Of images and latents. A convolutional network has no weights that would tell the size that a file claims from a
+#: sane one, and an image of it would be asked for when it samples.
+LARGEST_SIDE = 2**16
 
 
 def check_integer(name: str, option: str, value: object) -> None:
@@ -64,6 +67,8 @@ def check_options(name: str, config: Mapping[str, Any]) -> None:
     for option in ("input_size", "in_channels", *DERIVABLE_OPTIONS):
         if option in config or option in SHARED_OPTIONS:
             check_at_least(name, option, config[option], 1)
+    if config["input_size"] > LARGEST_SIDE:
+        raise ValueError(f"{name}: input_size must be at most {LARGEST_SIDE:,}, got {config['input_size']!r:.60}.")
     check_at_least(name, "num_classes", config["num_classes"], 0)
     for option in ("mlp_ratio", "class_dropout_prob"):
         check_number(name, option, config[option])

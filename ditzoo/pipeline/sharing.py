@@ -21,7 +21,7 @@ from ditzoo.weights.folders import (
     CONFIG,
     STEM,
     WEAK_STEM,
-    load_model,
+    FolderConfig,
     load_network,
     read_config,
     rewrite_details,
@@ -29,6 +29,7 @@ from ditzoo.weights.folders import (
 )
 from ditzoo.weights.hub import push_folder
 from ditzoo.weights.hub_errors import without_tokens
+from ditzoo.weights.index import check_inside
 from ditzoo.weights.sources import fetch_model_folder
 
 if TYPE_CHECKING:
@@ -87,12 +88,12 @@ def push_saved(
         The address of the commit.
 
     Raises:
-        OSError, ValueError: as `from_pretrained` and `push_to_hub`: what does not load is not uploaded.
+        OSError, ValueError: as `from_pretrained` and `push_to_hub`: what does not load is not uploaded. Nor is what a
+            link leads to outside of the folder.
     """
     folder = Path(folder)
     config = read_config(folder)
-    model = load_network(config, config.network, STEM)
-    weak_model = None if config.weak_network is None else load_network(config, config.weak_network, WEAK_STEM)
+    model, weak_model = _load(config)
     details = _with_licence(replace(config.details, results=(*config.details.results, *results)), licence, folder)
     with TemporaryDirectory(prefix="ditzoo-push-") as name:
         staged = Path(name)
@@ -119,7 +120,7 @@ def pull(name: str, folder: Path | str) -> Path:
         ValueError: for a repository that holds no model of ditzoo, or a damaged one.
     """
     source = fetch_model_folder(name if name.startswith("hf-hub:") else f"hf-hub:{name}")
-    load_model(source)
+    _load(read_config(source))
     with writing_folder(Path(folder)) as temporary:
         for path in _travelling(source):
             shutil.copyfile(path, temporary / path.name)
@@ -134,8 +135,22 @@ class _Shown(NamedTuple):
     weak_model: DiffusionTransformer | None
 
 
+def _load(config: FolderConfig) -> tuple[DiffusionTransformer, DiffusionTransformer | None]:
+    """The model of a folder, and the weak one of autoguidance if there is one."""
+    weak = config.weak_network
+    return load_network(config, config.network, STEM), None if weak is None else load_network(config, weak, WEAK_STEM)
+
+
 def _travelling(folder: Path) -> list[Path]:
-    return sorted(path for pattern in _TRAVELLING for path in folder.glob(pattern) if path.is_file())
+    """The files of a model. The folder may be a stranger's, and a link in it lead to a secret that would be uploaded.
+
+    Raises:
+        ValueError: for such a link.
+    """
+    files = sorted(path for pattern in _TRAVELLING for path in folder.glob(pattern) if path.is_file())
+    for path in files:
+        check_inside(path)
+    return files
 
 
 def _with_licence(details: ModelDetails, licence: str | None, folder: Path) -> ModelDetails:

@@ -94,5 +94,6 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def message(error: Exception, most: int = 300) -> str:
+def message(error: Exception | str, most: int = 300) -> str:
+    """What an error or a stranger says, fit for a terminal likewise."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))[:most]

@@ -17,6 +17,7 @@ from ditzoo.layers import sincos_position_table
 from ditzoo.models import DiT
 from ditzoo.weights.checks import short, shown, some
 from ditzoo.weights.files import FLOATS, read_checkpoint
+from ditzoo.weights.index import check_inside
 from ditzoo.weights.json_files import read_json_object
 
 #: of the layer norms in the official DiT
@@ -49,8 +50,10 @@ _SIZES = (
     *("num_attention_heads", "attention_head_dim", "in_channels", "num_layers"),
     *("sample_size", "patch_size", "num_embeds_ada_norm"),
 )
-#: Larger sizes are taken for damage, and so are larger position tables, in values: DiT-XL/2 has 0.3 million.
-_LARGEST, _MOST_POSITIONS = 2**16, 2**28
+#: Larger sizes are taken for damage.
+_LARGEST = 2**16
+#: Values of a position table that may be computed whatever the weights are; DiT-XL/2 at 1024 x 1024 has 4.7 million.
+_SMALL_TABLE = 2**23
 
 #: Layers outside of the blocks: ditzoo's (the official) names and diffusers'.
 _ENDS = {
@@ -131,6 +134,8 @@ def read_diffusers_transformer(folder: Path | str) -> tuple[dict[str, Any], dict
             f"DiTPipeline.save_pretrained() wrote, or `{TRANSFORMER}` in it."
         )
     config = found / _CONFIG
+    for place in (config,) if found == folder else (found, config):
+        check_inside(place)
     options = _read_options(config)
     theirs = read_checkpoint(folder if folder.is_file() else found).tensors
     try:
@@ -282,10 +287,11 @@ def _check_blocks(options: Mapping[str, Any], theirs: Mapping[str, Tensor]) -> N
             "both again."
         )
     side = options["input_size"] // options["patch_size"]
-    if side**2 * width > _MOST_POSITIONS:
+    most = max(_SMALL_TABLE, sum(tensor.numel() for tensor in theirs.values()))
+    if side**2 * width > most:  # the one tensor that is computed, so that no file tells its size
         raise ValueError(
             f"{_CONFIG} has sample_size={options['input_size']}, whose position table would have {side**2 * width:,} "
-            f"values; at most {_MOST_POSITIONS:,} are computed."
+            f"values; for weights of this size at most {most:,} are computed."
         )
 
 

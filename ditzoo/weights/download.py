@@ -253,6 +253,8 @@ def _checked_name(url: str, filename: str | None) -> str:
     """The file's name in the cache, once the address and it are fit to be used."""
     if re.search(r"[\s\x00-\x1f\x7f]", url) or not url.isascii():
         raise ValueError(f"{shown_url(url)!r} is no address: it holds blanks or other signs that must be escaped.")
+    if reason := _malformed(url):
+        raise ValueError(f"{url.partition('?')[0].rpartition('@')[2]!r:.100} is no address: {reason}. Check it.")
     parts = urlsplit(url)
     if parts.scheme not in ("https", "http") or not parts.hostname:
         raise ValueError(f"{shown_url(url)} cannot be fetched: give an address that begins with https:// or http://.")
@@ -262,6 +264,16 @@ def _checked_name(url: str, filename: str | None) -> str:
     if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable() or len(name.encode()) > 200:
         raise ValueError(f"{name!r} cannot be the name of a file; give another as filename, without folders.")
     return name
+
+
+def _malformed(url: str) -> str:
+    """Why Python could not connect to an address; empty where it could."""
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")
+        return "" if parts.port != 0 else "its port is 0"
+    except ValueError as error:
+        return str(error).rstrip(".")
 
 
 def _cached_path(source: _Source) -> Path:
@@ -284,6 +296,8 @@ class _Redirects(HTTPRedirectHandler):
 
     def redirect_request(self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str) -> Any:
         allowed = ("https",) if req.type == "https" else ("https", "http")
+        if reason := _malformed(newurl):
+            raise DownloadError(f"{shown_url(req.full_url)} leads to an address that is none: {reason}.")
         if urlsplit(newurl).scheme not in allowed:
             raise DownloadError(f"{shown_url(req.full_url)} leads to {shown_url(newurl)}, which is not safe to follow.")
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -85,7 +85,8 @@ def read_checkpoint(path: Path | str, *, weights: Nest | None = None) -> Weights
     nest, state = _find_state(path, content, weights)
     place = "" if nest is None else f" under {nest!r}"
     if odd := [key for key in state if not isinstance(key, str)]:
-        raise ValueError(f"{path} holds no state dict{place}: {shown(repr(odd[0]))} is no name of a parameter.")
+        key = repr(odd[0]) if isinstance(odd[0], int | float) else f"a {type(odd[0]).__name__}"  # others may nest deep
+        raise ValueError(f"{path} holds no state dict{place}: {shown(key)} is no name of a parameter.")
     if not any(_is_plain(value) for value in state.values()):
         raise ValueError(f"{path} holds no weights{place}; {_where_else(content, nest, state)}")
     bare = unwrap_state(state, ())

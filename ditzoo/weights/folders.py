@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ditzoo import __version__, registry
+from ditzoo.diffusion import get_sampler
 from ditzoo.media import LabelNames
 from ditzoo.media.files import writing, writing_into
 from ditzoo.models import DiffusionTransformer, ModelDetails
@@ -215,7 +216,7 @@ def read_config(folder: Path) -> FolderConfig:
         raise ValueError(f"{path} has schema_version={version!r:.60}, which must be a whole number from 1.")
     if version > SCHEMA_VERSION:
         raise ValueError(
-            f"{path} has schema version {version}, and this ditzoo ({__version__}) reads up to {SCHEMA_VERSION}: "
+            f"{path} has schema version {version!r:.60}, and this ditzoo ({__version__}) reads up to {SCHEMA_VERSION}: "
             "update ditzoo."
         )
     network = _network(str(path), entries)
@@ -230,8 +231,10 @@ def read_config(folder: Path) -> FolderConfig:
         details = ModelDetails.from_dict({name: entries[name] for name in DETAILS if name in entries})
         if details.label_names is not None:
             _check_names(details.label_names)
+        if details.recipe is not None:
+            get_sampler(details.recipe)  # checks its options
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {str(error).rstrip('.')}. Mend the entry, or save the model again.") from error
+        raise ValueError(f"{path}: {message(error).rstrip('.')}. Mend the entry, or save the model again.") from error
     return FolderConfig(path, network, weak_network, details)
 
 

@@ -40,7 +40,8 @@ FOLDER_PATTERNS = ("*.json", "*.md", "*.png", "*.safetensors", "*.txt", "LICENSE
 _CODE = ("*.py", "*.pyc", "*.pyd", "*.so", "*.dll", "*.sh")
 #: Weights as ditzoo and diffusers name them: one file, or shards with their index.
 _WEIGHTS = re.compile(r"(model|weak_model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
-_TEXTS = (".json", ".md", ".txt", ".yaml", ".yml")
+#: By the ends of their names; a licence has none.
+_TEXTS = ("", ".json", ".md", ".txt", ".yaml", ".yml")
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,19 @@ from difflib import get_close_matches
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from ditzoo.weights.checks import message
+
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 _TOKEN = re.compile(r"hf_oauth_[\w.-]+|(hf|api_org)_[A-Za-z0-9]{20,}")
+#: In an address, as HF_ENDPOINT of a mirror may be one.
+_PASSWORD = re.compile(r"://[^/\s@]+@")
 _HIDDEN = "hf_***"
+#: Of another form, as mirrors have them; a shorter one is no secret, and common words would be replaced for it.
+_SHORTEST_TOKEN = 8
+#: Of an error's text.
+_LONGEST = 1000
 #: The libraries by which versions of the Hub's client talk to it.
 _TRANSPORTS = {"httpcore", "httpcore2", "httpx", "httpx2", "requests", "urllib3"}
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
@@ -57,8 +65,8 @@ class Errand:
 
     def error(self, reason: str) -> DownloadError | UploadError:
         """The error to raise, in one line and without a token."""
-        text = " ".join(f"{self}: {reason}".split())
-        return (UploadError if self.is_push else DownloadError)(without_tokens(text, self.token))
+        text = _PASSWORD.sub("://", without_tokens(f"{self}: {reason}", self.token))
+        return (UploadError if self.is_push else DownloadError)(message(text, _LONGEST))
 
     @property
     def address(self) -> str:
@@ -87,14 +95,15 @@ def plain_errors(errand: Errand) -> Iterator[None]:
         raise
     except Exception as error:
         chain = list(_chain(error, before))
-        shows_token = any(holds_token(str(each), errand.token) for each in chain)
+        shows_token = any(holds_token(str(each), errand.token) or _PASSWORD.search(str(each)) for each in chain)
         raise errand.error(_reason(chain, errand)) from (None if shows_token else error)
 
 
 def without_tokens(text: str, token: str | None = None) -> str:
-    """The text with every token of the Hub replaced: those of its form, and the one in use."""
-    for secret in filter(None, (token, (token or "").strip(), _token_in_use())):
-        text = text.replace(secret, _HIDDEN)
+    """The text with every token of the Hub replaced: those of its form, the given one, and the one in use."""
+    for secret in ((token or "").strip(), _token_in_use() or ""):
+        if len(secret) >= _SHORTEST_TOKEN:
+            text = text.replace(secret, _HIDDEN)
     return _TOKEN.sub(_HIDDEN, text)
 
 
@@ -202,7 +211,7 @@ def _answered(error: HfHubHTTPError, errand: Errand) -> str:
         return f"the Hub gets too many requests from here (429). Wait {_wait_of(error)}, then run it again."
     if status in (HTTPStatus.CONFLICT, HTTPStatus.PRECONDITION_FAILED):
         return f"someone else changed the repository at the same time ({status}). Look at {errand.address}; push again."
-    said = error.server_message or _phrase(status)
+    said = (error.server_message or _phrase(status))[:300]
     if status == HTTPStatus.REQUEST_TIMEOUT or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return f"the Hub is not well, it answered {status} ({said}). Wait, then run it again."
     return f"the Hub answered {status} ({said})."

@@ -12,8 +12,12 @@ from ditzoo.weights.checks import message, shown
 MAX_BYTES = 10**7
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, *, constants: bool = False) -> dict[str, Any]:
     """The object in a JSON file.
+
+    Args:
+        path: of the file.
+        constants: whether to take NaN and Infinity, which diffusers writes, though JSON does not have them.
 
     Raises:
         OSError: where the file cannot be read.
@@ -22,7 +26,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ValueError(f"{path} has {size:,} bytes; JSON of at most {MAX_BYTES:,} is read. Fetch it again.")
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(path.read_bytes(), constants=constants)
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({message(error)}); save or fetch it again.") from error
     if not isinstance(content, dict):
@@ -31,15 +35,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def parse_json(text: bytes) -> Any:
-    """JSON without the numbers that JSON does not have (NaN, Infinity), and in which no key stands twice: of two equal
-    ones, readers differ in which they take.
+def parse_json(text: bytes, *, constants: bool = False) -> Any:
+    """JSON in which no key stands twice: of two equal ones, readers differ in which they take. Without `constants` also
+    without NaN and Infinity.
 
     Raises:
         ValueError: it is no such JSON, or nested too deep.
     """
     try:
-        return json.loads(text.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_object)
+        parse_constant = float if constants else _refuse_constant
+        return json.loads(text.decode("utf-8"), parse_constant=parse_constant, object_pairs_hook=_object)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
 

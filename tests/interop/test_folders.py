@@ -15,6 +15,7 @@ import torch
 import ditzoo
 from ditzoo.diffusion import get_sampler, make_process
 from ditzoo.interop import load_diffusers, make_scheduler, patch_diffusers, save_diffusers, to_diffusers
+from ditzoo.interop.schedulers import recipe_of_pipeline
 from ditzoo.layers import sincos_position_table
 from ditzoo.media import load_codec
 from ditzoo.models import ModelDetails
@@ -331,6 +332,28 @@ def test_schedulers_that_no_recipe_has(tmp_path, entries, message):
         load_diffusers(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"_class_name": 3},
+        {"num_train_timesteps": "1000"},
+        {"num_train_timesteps": 0},
+        {"_class_name": "DPMSolverMultistepScheduler", "solver_order": "2"},
+        {"_class_name": "DPMSolverMultistepScheduler", "solver_order": -1},
+    ],
+    ids=str,
+)
+def test_entries_of_a_scheduler_of_wrong_types(entries):
+    with pytest.raises(ValueError, match="the scheduler or the autoencoder has an entry of a wrong type or size"):
+        recipe_of_pipeline(entries, learned_variance=False, vae=None, vae_name="", source="here")
+
+
+def test_a_scheduler_of_more_timesteps_than_memory():
+    entries = {"num_train_timesteps": 10**12, "beta_start": 1e-13, "beta_end": 2e-11}
+    with pytest.raises(ValueError, match="num_train_timesteps must be from 1 to 1,000,000, got 1000"):
+        recipe_of_pipeline(entries, learned_variance=False, vae=None, vae_name="", source="here")
+
+
 def test_saving_warns_by_how_much_and_what_to_do(tmp_path):
     with pytest.warns(UserWarning, match="deviates from this model") as caught:
         save_diffusers(latent_model(), tmp_path / "dit", RECIPE)
@@ -410,9 +433,9 @@ def test_folder_without_transformer(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("ditzoo.json", "{", "ditzoo.json of {} is no JSON"),
+        ("ditzoo.json", "{", "{}/ditzoo.json is no JSON"),
         ("ditzoo.json", "{}", "ditzoo.json of {} is not what ditzoo writes: it has no recipe"),
-        ("scheduler/scheduler_config.json", "", "scheduler/scheduler_config.json of {} is no JSON"),
+        ("scheduler/scheduler_config.json", "", "{}/scheduler/scheduler_config.json is no JSON"),
     ],
 )
 def test_damaged_json_is_named(tmp_path, name, content, message):

@@ -176,14 +176,15 @@ def test_texts_of_users_do_not_become_markdown():
     model = lively("dit_ti_2")
     details = replace(
         model.details,
-        name="`x`\n# y",
+        name="`x` # y",
         data="<script>|a|</script>\n---\n# b",
         training_command="echo ```\n```",
-        results=(EvaluationResult(metric="a|b", value=1, dataset="[c](d)"),),
+        results=(EvaluationResult(metric="a|b", value=1, dataset="[c](d)\n- e: &f !!python/none"),),
     )
     text = sharing.model_card(model, details, "me/mine", has_samples=False)
     _, metadata, body = text.split("\n---\n", 1)[0], *text.removeprefix("---\n").split("\n---\n", 1)
-    assert yaml.safe_load(metadata)["model-index"][0]["results"][0]["dataset"]["name"] == "[c](d)"
+    (result,) = yaml.safe_load(metadata)["model-index"][0]["results"]
+    assert result["dataset"]["name"] == "[c](d)\n- e: &f !!python/none"
     assert "\n# " not in body.removeprefix("\n# mine").replace("\n# mine", "", 1)
     assert "<script>" not in body
     assert r"a\|b" in body
@@ -254,6 +255,33 @@ def test_what_does_not_load_is_not_pushed(hub, tmp_path):
     with pytest.raises(ValueError, match="is damaged or cut off"):
         sharing.push_saved(tmp_path / "saved", "me/mine")
     assert "me/mine" not in hub.store.repositories
+
+
+@pytest.mark.parametrize("name", ["samples.png", "README.md", "LICENSE", "more.safetensors"])
+def test_what_a_link_leads_to_is_not_pushed(hub, tmp_path, name):
+    """A folder from a stranger could publish any file of its user."""
+    lively("dit_ti_2").save_pretrained(tmp_path / "saved")
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "saved" / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=rf"{name} is a link that leads out of its folder, to {tmp_path}/secret,"):
+        sharing.push_saved(tmp_path / "saved", "me/mine", samples=False)
+    assert "me/mine" not in hub.store.repositories
+    (tmp_path / "saved" / name).unlink()
+    (tmp_path / "saved" / name).symlink_to("mine")
+    (tmp_path / "saved" / "mine").write_text("mine")
+    sharing.push_saved(tmp_path / "saved", "me/mine", samples=False)
+    assert hub.repository("me/mine").files()[name] == b"mine"
+
+
+def test_a_weak_model_that_does_not_load_is_not_pulled(hub, tmp_path):
+    tiny().save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    config["weak_model"] = {"model_cls": config["model_cls"], "model": config["model"]}
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
+    hub.create("me/mine", {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()})
+    with pytest.raises(OSError, match=r"weak_model\.safetensors is missing"):
+        sharing.pull("me/mine", tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
 
 
 def test_a_card_that_is_there_is_kept(hub, tmp_path):

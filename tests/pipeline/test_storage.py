@@ -246,9 +246,9 @@ def test_options_that_the_class_does_not_take(saved, options, reason):
     ("entry", "value", "message"),
     [
         ("model", [], r"has model=\[\], which must be a dict; save the model again"),
-        ("name", 5, r": name must be a string, or None, got 5\. Mend the entry"),
+        ("name", 5, r": name must be a string, got 5\. Mend the entry"),
         ("recipe", {**QUICK.to_dict(), "sampler": "plms"}, r": recipe: unknown sampler 'plms'; .* Mend the entry"),
-        ("recipe", {**QUICK.to_dict(), "gidance": {}}, r": recipe: unknown recipe entries: gidance\. Mend the entry"),
+        ("recipe", {**QUICK.to_dict(), "gidance": {}}, r": recipe: unknown recipe entries: 'gidance'\. Mend the entry"),
         ("label_names", ["zero", ""], r": label_names: class 1 lacks a name: ''\. Mend the entry"),
         ("label_names", [0], r": label_names must be a list of strings, got \[0\]\. Mend the entry"),
     ],

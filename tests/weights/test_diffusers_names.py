@@ -61,6 +61,16 @@ def assert_state_of(model: DiT, state: dict[str, Tensor]) -> None:
 # Read.
 
 
+@pytest.mark.parametrize("linked", ["transformer", "transformer/config.json"])
+def test_links_out_of_the_folder_are_refused(model, linked, tmp_path):
+    write(tmp_path / "pipe" / "transformer", diffusers_state(model))
+    (tmp_path / "pipe" / "model_index.json").write_text("{}")
+    (tmp_path / "pipe" / linked).rename(tmp_path / "elsewhere")
+    (tmp_path / "pipe" / linked).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=rf"{linked} is a link that leads out of its folder, to {tmp_path}/elsewhere"):
+        read_diffusers_transformer(tmp_path / "pipe")
+
+
 @pytest.mark.parametrize("config", [CONFIG, EARLIER], ids=["current", "earlier class"])
 def test_a_folder_is_read_without_diffusers(model, config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
@@ -136,7 +146,11 @@ def test_what_a_configuration_leaves_out_is_diffusers_default():
         ({"num_attention_heads": True}, "num_attention_heads=True is no size"),
         ({"patch_size": "2"}, "patch_size='2' is no size"),
         ({"attention_head_dim": 60000}, "makes tokens 240000 wide, but pos_embed.proj.weight has shape (64, 1, 2, 2)"),
-        ({"sample_size": 65536}, "sample_size=65536, whose position table would have 68,719,476,736 values; at most"),
+        ({"sample_size": 65536}, "sample_size=65536, whose position table would have 68,719,476,736 values; for"),
+        (
+            {"sample_size": 1024},
+            "would have 16,777,216 values; for weights of this size at most 8,388,608 are computed",
+        ),
         ({"sample_size": 9}, "input_size 9 is not divisible by patch_size 2"),
         ({"num_embeds_ada_norm": 9}, "embedding_table.weight has shape (11, 64), but the transformer's configuration"),
         ({"norm_type": "layer_norm"}, "no counterpart of norm_type='layer_norm'; what works is 'ada_norm_zero'"),

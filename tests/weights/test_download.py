@@ -228,7 +228,9 @@ def test_a_cached_file_of_another_size_is_fetched_anew(server):
 def test_redirects_leave_the_web_nowhere(server):
     server.location = "ftp://example.org/weights.pt?token=SECRET"
     assert "leads to ftp://example.org/weights.pt, which is not safe to follow" in error_of(server)
-    assert len(server.requests) == 1
+    server.location = "http://127..1/weights.pt?token=SECRET"
+    assert "leads to an address that is none: " in error_of(server)
+    assert len(server.requests) == 2
 
 
 # No network, no room.
@@ -291,6 +293,9 @@ def test_a_cache_that_cannot_be_written(server, monkeypatch, tmp_path):
         ("https://me:SECRET@host/a.pt", None, "https://host/a.pt was given with a user or a password"),
         ("https://host/a b.pt?key=SECRET", None, "'https://host/a b.pt' is no address: it holds blanks"),
         ("https://host/a.pt\r\nX: y", None, "is no address"),
+        ("https://me:SECRET@host..x/a.pt?SECRET", None, r"'host\.\.x/a\.pt' is no address: .* label empty"),
+        ("https://host:99999/a.pt?SECRET", None, r"'https://host:99999/a\.pt' is no address: Port out of range"),
+        ("https://[::1/a.pt?SECRET", None, "is no address: Invalid IPv6 URL"),
         ("https://host/?key=SECRET", None, "'' cannot be the name of a file; give another as filename"),
         ("https://host/..%2Fa.pt", None, r"'\.\./a\.pt' cannot be the name of a file"),
         ("https://host/a.pt", "../a.pt", "cannot be the name of a file"),

@@ -1,6 +1,5 @@
 """Models on disk: nothing is lost, nothing is half written, and no folder is trusted."""
 
-import contextlib
 import errno
 import json
 import re
@@ -17,7 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import ditzoo
+from ditzoo import Pipeline
+from ditzoo.diffusion import count_evaluations
 from ditzoo.models import DiffusionTransformer, DiT, EvaluationResult, UViT
+from ditzoo.pipeline.card import model_card
 from ditzoo.weights import folders
 from tests.own_models import WithOption
 from tests.pipeline.pipes import QUICK
@@ -28,6 +30,10 @@ FOLDERS = Path(__file__).parent / "folders"
 RESULT = EvaluationResult(metric="Frechet distance (pixels)", value=1.25, dataset="digits", settings="8 samples")
 #: What the constructors of the families have besides the options that all share.
 UNUSUAL = {"mlp_ratio": 2.0, "class_dropout_prob": 0.25, "num_classes": 3, "input_size": 16}
+
+
+def recipe_with(**entries):
+    return {**QUICK.to_dict(), **entries}
 
 
 def detailed(model):
@@ -248,13 +254,23 @@ def test_other_versions(saved, version, message):
         ({"label_names": {"one": 1}}, "label_names must be a list of strings"),
         ({"recipe": [1]}, "recipe: it must be a mapping"),
         ({"weak_model": {"model_cls": "ditzoo.models.DiT"}}, "weak_model in .*config.json lacks model"),
+        ({"recipe": recipe_with(num_train_timesteps=10**12)}, "num_train_timesteps must be from 1 to 1,000,000, got"),
+        ({"recipe": recipe_with(time_scale=10**400)}, "recipe: time_scale must be a finite number, got 10{59}\\. Mend"),
+        ({"recipe": recipe_with(sampler_options={"gamma": 1})}, "sampler 'ddim' has no option 'gamma'"),
+        ({"recipe": recipe_with(sampler_options={"eta": "x"})}, "option 'eta' of sampler 'ddim' must be a finite"),
+        ({"recipe": recipe_with(**{"\x1b[2J": 1})}, r"unknown recipe entries: '\\x1b\[2J'\. Mend"),
+        ({"recipe": recipe_with(sampler="x" * 10**6)}, "unknown sampler 'x{59}; choose one of ddpm"),
+        ({"name": "\x1b[2J"}, r"name must be a text without .*, got '\\x1b\[2J'"),
+        ({"schema_version": 10**4000}, r"has schema version 10{59}, and"),
         ({"model_cls": ["ditzoo.models.DiT"]}, "has model_cls=.*, which must be a str"),
     ],
 )
 def test_entries_that_are_refused(saved, entries, message):
     change(saved, **entries)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         DiT.from_pretrained(saved)
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 600
 
 
 @pytest.mark.parametrize(
@@ -304,6 +320,13 @@ def test_sizes_beyond_the_file_are_refused_before_memory_is_asked_for(saved, opt
     assert time.perf_counter() - start < 30
 
 
+def test_a_size_that_no_weights_tell_is_bounded(tmp_path):
+    lively("diffit_unet_ti").save_pretrained(tmp_path)
+    change_options(tmp_path, input_size=10**12)
+    with pytest.raises(ValueError, match="input_size must be at most 65,536, got 1000000000000"):
+        DiffusionTransformer.from_pretrained(tmp_path)
+
+
 @pytest.mark.usefixtures("registry_sandbox")
 def test_a_class_of_another_package_is_not_built_larger_than_its_file(tmp_path):
     ditzoo.register_model("own_ti_2", WithOption, {}, family="own")
@@ -339,7 +362,8 @@ def test_weights_that_are_no_numbers_load_with_a_warning(saved):
         DiT.from_pretrained(saved)
 
 
-leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+hostile = st.sampled_from([10**12, 10**400, -(10**400), 1e308, 5e-324, "\x1b[2J", "\ud800", "x" * 10**5, "---\n|`<b>"])
+leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | hostile
 values = st.recursive(
     leaves,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -354,24 +378,45 @@ def template(tmp_path_factory):
     return folder, json.loads((folder / "config.json").read_text())
 
 
-@settings(max_examples=150)
+def objects_in(value):
+    """The value and what is in it, where they are objects of JSON."""
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from objects_in(inner)
+
+
+def error_of_use(folder):
+    """How a folder is refused; None where it loads and serves for a card and a pipeline."""
+    try:
+        model = DiT.from_pretrained(folder)
+        assert model_card(model, model.details, "me/mine", has_samples=False).encode()
+        if model.details.recipe is not None:
+            Pipeline(model, model.details.recipe, label_names=model.details.label_names)
+            count_evaluations(model.details.recipe)
+    except (ValueError, OSError) as error:
+        return error
+    return None
+
+
+@settings(max_examples=150, deadline=5_000, derandomize=True, database=None)
 @given(data=st.data())
 def test_no_config_does_worse_than_an_error_of_ours(template, data):
+    """When it is read, nor when what was read is used."""
     folder, config = template
-    places = [(config, key) for key in config]
     changed = json.loads(json.dumps(config))
-    for part in ("model", "recipe"):
-        places += [(config[part], key) for key in config[part]]
     for _ in range(data.draw(st.integers(1, 3))):
-        part = data.draw(st.sampled_from(["", "model", "recipe"]))
-        entries = changed.get(part) if part else changed
-        if not isinstance(entries, dict):
-            continue
+        objects = list(objects_in(changed))
+        entries = objects[data.draw(st.integers(0, len(objects) - 1))]
         key = data.draw(st.sampled_from(sorted(entries)) if entries else st.text(max_size=5))
         if data.draw(st.booleans()):
             entries[key] = data.draw(values)
         else:
             entries.pop(key, None)
     (folder / "config.json").write_text(json.dumps(changed))
-    with contextlib.suppress(ValueError, OSError):
-        DiT.from_pretrained(folder)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    error = error_of_use(folder)
+    assert not isinstance(error, UnicodeError)
+    assert str(error).isprintable()
+    assert len(str(error)) < 1000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB

@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from ditzoo.weights.hub import DownloadError, HubName, UploadError, fetch_file, fetch_folder, is_hub_name, push_folder
+from ditzoo.weights.hub_errors import without_tokens
 from tests.hub_server import TOKEN, no_waiting, run_client, use_hub
 from tests.hub_store import Blob
 
@@ -476,11 +477,12 @@ def test_folders_that_cannot_be_pushed(hub, folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty holds no files to push\."):
         push_folder(tmp_path / "empty", "me/mine")
-    for token in (TOKEN, OTHER_TOKEN):
-        (folder / "README.md").write_text(f"Trained with `HF_TOKEN={token} ditzoo train`.")
-        with pytest.raises(ValueError, match=r"README.md shows a token of the Hub\. Take it out") as caught:
+    for token, name in ((TOKEN, "README.md"), (OTHER_TOKEN, "README.md"), (TOKEN, "LICENSE")):
+        (folder / name).write_text(f"Trained with `HF_TOKEN={token} ditzoo train`.")
+        with pytest.raises(ValueError, match=rf"{name} shows a token of the Hub\. Take it out") as caught:
             push_folder(folder, "me/mine")
         assert token not in str(caught.value)
+        (folder / name).unlink()
     assert hub.requests == []
     (folder / "README.md").write_text("Fetched with `hf_hub_download`, sent with hf_transfer.")
     push_folder(folder, "me/mine")
@@ -604,6 +606,37 @@ def test_tokens_are_never_shown(hub, repository, folder, monkeypatch, capfd, cap
     shown += [caplog.text, *capfd.readouterr()]
     for secret in (token, OTHER_TOKEN):
         assert [text for text in shown if secret in text] == []
+
+
+def test_what_is_no_secret_stays(monkeypatch):
+    """A short word in HF_TOKEN, as test benches have it, is not taken out of every text."""
+    monkeypatch.setenv("HF_TOKEN", "dit")
+    assert without_tokens('{"model_cls": "ditzoo.models.DiT"}') == '{"model_cls": "ditzoo.models.DiT"}'
+    monkeypatch.setenv("HF_TOKEN", "secret-1")
+    assert without_tokens("secret-1 is of no use") == "hf_*** is of no use"
+
+
+def test_the_password_of_a_mirror_is_not_shown(hub, repository, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url.replace("://", "://me:SECRET@"))
+    hub.fail(401, times=99, message="not for https://me:SECRET@mirror")
+    with pytest.raises(DownloadError, match=r"://127\.0\.0\.1:\d+/settings/tokens") as caught:
+        fetch_file("me/mine", "config.json")
+    assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_what_the_hub_says_does_not_drive_the_terminal(hub, repository):
+    hub.fail(400, times=99, message="a\x1b[2J\x9bb" + "c" * 10**4)
+    text = refusal(lambda: fetch_file("me/mine", "config.json"))
+    assert "the Hub answered 400 (a?[2J?bccc" in text
+    assert len(text) < 500
+
+
+@pytest.mark.parametrize("name", ["../evil.json", "a/../../../../evil.json", "/evil.json", "..\\evil.json"])
+def test_files_that_lead_out_of_the_cache_are_not_fetched(hub, tmp_path, name):
+    hub.create("me/evil", {name: b"{}", "config.json": b"{}"})
+    assert "evil.json': cannot" in refusal(lambda: fetch_folder("me/evil"))
+    assert list(tmp_path.rglob("evil.json")) == []
+    assert not Path("/evil.json").exists()
 
 
 def test_the_clients_own_error_is_the_cause(hub, repository):

@@ -183,6 +183,22 @@ def claims_more(path: Path, count: int) -> bytes:
     return content[:place] + b"\x8a\x06" + count.to_bytes(6, "little") + content[place + 2 :]
 
 
+def with_pickle(path: Path, content: bytes) -> None:
+    """Put another pickle into a checkpoint."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, old in members.items():
+            archive.writestr(name, content if name == "weights/data.pkl" else old)
+
+
+def test_names_nested_deep_are_not_printed(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(STATE, path)
+    with_pickle(path, b"\x80\x02}K\x01" + b"\x85" * 5_000 + b"K\x01s.")  # {((((1,),),),): 1}
+    assert "holds no state dict: a tuple is no name of a parameter" in refusal(path)
+
+
 @pytest.mark.parametrize("count", [10**9, 10**13])
 def test_memory_that_a_storage_of_a_bare_pickle_claims(count, tmp_path):
     path = tmp_path / "weights.pt"
@@ -198,12 +214,8 @@ def test_memory_that_a_storage_of_an_archive_claims(count, tmp_path):
     path = tmp_path / "weights.pt"
     torch.save({"x": torch.ones(77)}, path)
     with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    (tmp_path / "data.pkl").write_bytes(members["weights/data.pkl"])
-    members["weights/data.pkl"] = claims_more(tmp_path / "data.pkl", count)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
+        (tmp_path / "data.pkl").write_bytes(archive.read("weights/data.pkl"))
+    with_pickle(path, claims_more(tmp_path / "data.pkl", count))
     with memory_limit(10**8):
         found = load_state_dict(path)["x"]
     assert torch.equal(found, torch.ones(77))

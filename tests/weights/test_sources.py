@@ -323,7 +323,8 @@ def test_weights_that_are_no_numbers_load_with_a_warning(dit, tmp_path):
     [
         ("nothing.pt", FileNotFoundError, r"there is no file nothing\.pt\. Check the path"),
         ("hf-hub:alone", ValueError, "is no name on the Hub; write hf-hub:user/repo"),
-        ("ftp://example.org/a.pt", ValueError, "cannot be fetched: give an address that begins with https:// or http"),
+        ("ftp://me:SECRET@example.org/a.pt", ValueError, r"^ftp://example\.org/a\.pt cannot be fetched"),
+        ("HTTPS://me:SECRET@example.org/a.pt", ValueError, r"^https://example\.org/a\.pt was given with a .* password"),
         ("", ValueError, "checkpoint is empty; give a file, a folder or an address"),
     ],
 )

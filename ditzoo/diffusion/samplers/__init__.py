@@ -136,7 +136,8 @@ def get_sampler(recipe: Recipe) -> Callable[..., Tensor]:
             near = get_close_matches(option, info.options, n=3, cutoff=0.6)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise TypeError(
-                f"sampler {recipe.sampler!r} has no option {option!r}.{hint} Its options: {', '.join(info.options)}."
+                f"sampler {recipe.sampler!r} has no option {option!r:.60}.{hint} Its options: "
+                f"{', '.join(info.options)}."
             )
         check_option(recipe.sampler, option, value, annotations[option], parameters[option].default)
     return partial(info.function, **recipe.sampler_options) if recipe.sampler_options else info.function

@@ -56,7 +56,7 @@ def check_option(sampler: str, option: str, value: object, annotation: Any, defa
     words = {bool: "True or False", int: "a whole number", float: "a finite number"}
     wanted = f"one of {', '.join(choices)}" if choices else words[kind]
     besides = " or None" if NoneType in parts else " or inf" if default == math.inf else ""
-    message = f"option {option!r} of sampler {sampler!r} must be {wanted}{besides}, got {value!r}."
+    message = f"option {option!r} of sampler {sampler!r} must be {wanted}{besides}, got {value!r:.60}."
     if not _has_type(value, str if choices else kind):
         raise TypeError(message)
     if choices and value not in choices:
