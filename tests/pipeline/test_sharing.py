@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import ditzoo
 from ditzoo import cli
 from ditzoo.bench import read_rows
-from ditzoo.bench.results import results_for
+from ditzoo.bench.results import results_for, write_row
 from ditzoo.models import DiT, EvaluationResult
 from ditzoo.pipeline import Pipeline, sharing
 from ditzoo.pipeline.card import CardSubject, is_generated, model_card
@@ -426,8 +426,14 @@ def test_results_of_a_benchmark_reach_the_card(hub, tmp_path, capsys):
         "accuracy (ditzoo digits classifier v1)": rows[0].values["accuracy"].value,
     }
     assert DiT.from_pretrained("hf-hub:me/mine").details.results == results_for(QUICK_RESULTS, DiT, model.config)
-    with pytest.raises(ValueError, match=r"has no row of a model with this configuration; its rows: real digits, "):
+    with pytest.raises(ValueError, match=r"has no row of a model with this configuration; its rows: mdtv2_ti_2, "):
         results_for(QUICK_RESULTS, DiT, {**model.config, "depth": 9})
+    for row in (rows[0], replace(rows[0], seed=1), replace(rows[0], name="of_another_package_ti_2")):
+        write_row(tmp_path / "results.jsonl", row)
+    with pytest.raises(
+        ValueError, match=r"has 2 rows of models with this configuration \(dit_ti_2 with seed 0, "
+    ):
+        results_for(tmp_path / "results.jsonl", DiT, model.config)
 
 
 def test_a_repository_that_holds_no_model(hub):
