@@ -233,24 +233,25 @@ def push_folder(
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             info = api.model_info(repo_id, revision=revision)
         there = [sibling.rfilename for sibling in info.siblings or ()]
-        stale_names = _stale_weights(there, files)
+        stale = _stale_weights(there, files)
+        is_card_kept = False
         if is_generated is not None and CARD in there and CARD in files:
             card = api.hf_hub_download(repo_id, CARD, revision=info.sha)
             if is_generated(_text_of(Path(card))):
-                stale_names += [SAMPLES] if SAMPLES in there and SAMPLES not in files else []
+                stale += [SAMPLES] if SAMPLES in there and SAMPLES not in files else []
             elif is_generated(_text_of(files[CARD])):
+                is_card_kept = True
                 del files[CARD]
-                _logger.warning(
-                    "The %s that %s has is not one that a program made, and stays as it is. Delete it there to have a "
-                    "new one.",
-                    CARD,
-                    repo_id,
-                )
-        steps = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
-        stale = [CommitOperationDelete(name) for name in stale_names]
+        steps: list[CommitOperationAdd | CommitOperationDelete] = []
+        steps += [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+        steps += [CommitOperationDelete(name) for name in stale]
         # With its parent named, a commit that came between is not undone by what was read before it.
-        commit = api.create_commit(
-            repo_id, [*steps, *stale], commit_message=message, revision=revision, parent_commit=info.sha
+        commit = api.create_commit(repo_id, steps, commit_message=message, revision=revision, parent_commit=info.sha)
+    if is_card_kept:
+        _logger.warning(
+            "The %s of %s is one that somebody wrote, and stays as it is. Delete it there to have a new one.",
+            CARD,
+            repo_id,
         )
     return commit.commit_url
 

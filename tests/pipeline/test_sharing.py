@@ -291,7 +291,7 @@ def test_a_card_that_somebody_wrote_on_the_hub_is_kept(hub, caplog):
         model.push_to_hub("me/mine", samples=False, revision=revision)
         files = hub.repository("me/mine").files(revision or "main")
         assert {name: files[name] for name in theirs} == theirs
-        assert "README.md that me/mine has is not one that a program made, and stays as it is. Delete" in caplog.text
+        assert "README.md of me/mine is one that somebody wrote, and stays as it is. Delete it there" in caplog.text
     assert ditzoo.create("hf-hub:me/mine").details == model.details
 
 
@@ -430,9 +430,7 @@ def test_results_of_a_benchmark_reach_the_card(hub, tmp_path, capsys):
         results_for(QUICK_RESULTS, DiT, {**model.config, "depth": 9})
     for row in (rows[0], replace(rows[0], seed=1), replace(rows[0], name="of_another_package_ti_2")):
         write_row(tmp_path / "results.jsonl", row)
-    with pytest.raises(
-        ValueError, match=r"has 2 rows of models with this configuration \(dit_ti_2 with seed 0, "
-    ):
+    with pytest.raises(ValueError, match=r"has 2 rows of models with this configuration \(dit_ti_2 with seed 0, "):
         results_for(tmp_path / "results.jsonl", DiT, model.config)
 
 
