@@ -351,7 +351,9 @@ def _warnings_in_a_line() -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: warnings, and errors a user can mend, are one line, without a traceback."""
-    logging.basicConfig(format="ditzoo: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: not record.name.startswith("huggingface_hub"))  # which prints what it logs itself
+    logging.basicConfig(format="ditzoo: %(message)s", level=logging.WARNING, handlers=[handler])
     try:
         with _warnings_in_a_line():
             return cli.main(arguments, prog_name="ditzoo")

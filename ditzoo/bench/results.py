@@ -129,21 +129,35 @@ def evaluation_results(row: ResultRow) -> tuple[EvaluationResult, ...]:
 def results_for(
     path: Path, model_cls: type[DiffusionTransformer], config: Mapping[str, Any]
 ) -> tuple[EvaluationResult, ...]:
-    """What a results file measured of models of this class with these constructor arguments.
+    """What a results file measured of the model of this class with these constructor arguments.
+
+    A row does not say which weights were measured, so that there must be one alone.
 
     Raises:
         FileNotFoundError: for a file that is not there.
-        ValueError: where it has no row of such a model.
+        ValueError: where it has no row of such a model, or several.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give the results.jsonl of a benchmark.")
-    rows = read_rows(path)[0]
-    same = [row for row in rows if row.kind == "model" and dict(row.config) == dict(config)]
-    found = [row for row in same if registry.model_info(row.name).model_cls == model_cls.__name__]
+    rows = [row for row in read_rows(path)[0] if row.kind == "model"]
+    found = [row for row in rows if dict(row.config) == dict(config) and _class_of(row) == model_cls.__name__]
     if not found:
         names = ", ".join(row.name for row in rows) or "none"
         raise ValueError(f"{path} has no row of a model with this configuration; its rows: {names}.")
-    return tuple(result for row in found for result in evaluation_results(row))
+    if len(found) > 1:
+        which = ", ".join(f"{row.name} with seed {row.seed}, finished {row.finished_at}" for row in found)
+        raise ValueError(
+            f"{path} has {len(found)} rows of models with this configuration ({which}): give a file with the line "
+            "that measured these weights alone."
+        )
+    return evaluation_results(found[0])
+
+
+def _class_of(row: ResultRow) -> str | None:
+    try:
+        return registry.model_info(row.name).model_cls
+    except ValueError:  # a model of another package, which is not there
+        return None
 
 
 def read_rows(path: Path) -> tuple[list[ResultRow], list[str]]:

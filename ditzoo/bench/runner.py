@@ -19,17 +19,29 @@ from torch import Tensor
 
 from ditzoo import registry
 from ditzoo.bench.measure import measure_memory, measure_size, measure_speed, new_model
-from ditzoo.bench.results import ResultRow, Value, now, provenance, read_rows, write_atomically, write_row
+from ditzoo.bench.results import (
+    ResultRow,
+    Value,
+    evaluation_results,
+    now,
+    provenance,
+    read_rows,
+    write_atomically,
+    write_row,
+)
 from ditzoo.bench.suites import QUICK, QuickSuite
 from ditzoo.bench.workers import Progress, one_thread, run_jobs
 from ditzoo.data import load_digits_split, to_uint8
 from ditzoo.diffusion import SamplingStep
+from ditzoo.media import LabelNames
 from ditzoo.metrics import FeatureStatistics, FrechetDistance
 from ditzoo.metrics.digits import DIGITS_EXTRACTOR, load_digits_classifier
 from ditzoo.models import DiffusionTransformer
+from ditzoo.models.digits import DIGITS_DATA
 from ditzoo.pipeline import Pipeline
 from ditzoo.recipe import Recipe
 from ditzoo.train import train
+from ditzoo.weights.folders import read_config, rewrite_details
 
 RESULTS = "results.jsonl"
 REAL, UNTRAINED = "real digits", "untrained"
@@ -66,13 +78,21 @@ class QuickRun:
 
     def samples_path(self, row: ResultRow) -> Path:
         """Where the samples of a row are kept: rows of other settings in the same folder have files of their own."""
-        digest = hashlib.sha256(row.identity().encode()).hexdigest()[:8]
-        return self.out / "samples" / f"{row.name.replace(' ', '_')}-{digest}.npz"
+        return self.out / "samples" / f"{_file_stem(row)}.npz"
+
+    def model_path(self, row: ResultRow) -> Path:
+        """The folder of the model that a row measured, to be loaded, pushed or sampled from; likewise."""
+        return self.out / "models" / _file_stem(row)
 
     def load_samples(self, row: ResultRow) -> tuple[np.ndarray, np.ndarray]:
         """Images (N, H, W, C) uint8 and labels (N,) of a finished row."""
         with np.load(self.samples_path(row)) as file:
             return file["arr_0"], file["labels"]
+
+
+def _file_stem(row: ResultRow) -> str:
+    digest = hashlib.sha256(row.identity().encode()).hexdigest()[:8]
+    return f"{row.name.replace(' ', '_')}-{digest}"
 
 
 def prepare_quick(
@@ -168,7 +188,9 @@ def run_quick(
     # Rows and the models that they sample: the untrained row is the first model before its training.
     sources = {} if UNTRAINED in run.rows else {UNTRAINED: run.models[0]}
     sources |= {name: name for name in todo}
-    jobs = [(run.suite, row, source, run.device) for row, source in sources.items()]
+    jobs = [
+        (run.suite, row, source, run.device, run.model_path(_blank_row(run, row))) for row, source in sources.items()
+    ]
     if num_workers is None:
         num_workers = torch.get_num_threads()
     if run.device != "cpu" or len(jobs) < 2:
@@ -177,7 +199,7 @@ def run_quick(
         # The longest first, so that no worker is left alone with one at the end.
         jobs.sort(key=lambda job: measured[job[1]]["train_throughput"].value if job[1] in measured else math.inf)
     with closing(run_jobs(train_and_sample, jobs, num_workers, progress)) as results:
-        for (_, row, _, _), (pixels, labels, told) in results:
+        for (_, row, *_), (pixels, labels, told) in results:
             samples = torch.from_numpy(pixels), torch.from_numpy(labels)
             _finish(run, row, *samples, {**measured.get(row, {}), **told}, judge)
 
@@ -197,9 +219,12 @@ def _measure(run: QuickRun, names: Sequence[str], progress: Progress) -> dict[st
 
 
 def train_and_sample(
-    suite: QuickSuite, row: str, source: str, device: str, progress: Progress
+    suite: QuickSuite, row: str, source: str, device: str, folder: Path, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Value]]:
-    """Samples for `row` from the model `source`, their labels, and what training has to tell: one job of a worker."""
+    """Samples for `row` from the model `source`, their labels, and what training has to tell: one job of a worker.
+
+    The trained model goes into `folder`.
+    """
     model = new_model(source, suite.train.seed, device)
     recipe = suite.recipe_for(source, model)
     told = {}
@@ -215,12 +240,26 @@ def train_and_sample(
                 callback=lambda seen: progress(f"train {row}", seen, total),
             )
             model = trained.ema if recipe.weights == "ema" else model
+            _save(model, folder, source, suite)
             told = {
                 "training_time": Value(trained.seconds, "s, on a CPU with one thread and other models training beside"),
                 "final_loss": Value(float(np.mean(trained.losses[-50:])), "squared error a pixel, summed over passes"),
             }
         pixels, labels = sample_digits(suite, model, recipe, f"sample {row}", progress)
     return pixels.numpy(), labels.numpy(), told
+
+
+def _save(model: DiffusionTransformer, folder: Path, name: str, suite: QuickSuite) -> None:
+    options = suite.train
+    model.details = replace(
+        model.details,
+        name=name,
+        label_names=tuple(LabelNames.digits()),
+        data=DIGITS_DATA,
+        training_command=f"ditzoo bench {suite.name} --models {name} --images {options.num_images} --seed "
+        f"{options.seed}",
+    )
+    model.save_pretrained(folder)
 
 
 def sample_digits(
@@ -306,7 +345,7 @@ def _blank_row(run: QuickRun, name: str) -> ResultRow:
 def _finish(
     run: QuickRun, name: str, pixels: Tensor, labels: Tensor, values: Mapping[str, Value], judge: _Judge
 ) -> None:
-    """Judge images (N, C, H, W), save them, and then the row: a row on disk has its samples beside it."""
+    """Judge images (N, C, H, W), save them, and then the row: a row on disk has its samples and its model beside it."""
     distance, accuracy = judge(pixels, labels)
     row = replace(
         _blank_row(run, name),
@@ -328,6 +367,9 @@ def _finish(
         buffer, arr_0=pixels.permute(0, 2, 3, 1).numpy(), labels=labels.numpy(), recipe=json.dumps(row.recipe)
     )
     write_atomically(run.samples_path(row), buffer.getvalue())
+    if (folder := run.model_path(row)).is_dir():
+        details = read_config(folder).details
+        rewrite_details(folder, replace(details, results=(*details.results, *evaluation_results(row))))
     write_row(run.out / RESULTS, row)
     run.rows[name] = row
 

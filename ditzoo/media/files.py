@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 #: In the name of whatever a killed process may have left behind.
 _PARTIAL = ".partial-"
+#: Seconds after which nobody can be writing any more.
+_ABANDONED = 24 * 3600
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file to write: it replaces `path` at the end of the block, and is removed if the block raises."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{_PARTIAL}")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(_temporary(path.name))
+    temporary.touch(exist_ok=False)
+    mode = _mode(temporary)
     try:
         yield temporary
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the file from everyone else
+        os.chmod(temporary, mode)  # safetensors makes its files for their owner alone
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -70,10 +74,10 @@ def writing_folder(path: Path) -> Iterator[Path]:
         raise FileExistsError(f"{path} exists and is no empty folder; choose another name, or remove it first.")
     with _named_errors(path, holds_others=True):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_PARTIAL}"))
+        temporary = path.with_name(_temporary(path.name))
+        temporary.mkdir()
         try:
             yield temporary
-            os.chmod(temporary, 0o755)  # mkdtemp's 0700, likewise
             if path.exists():
                 path.rmdir()  # it is empty, and not every system renames onto a folder
             os.replace(temporary, path)
@@ -88,6 +92,7 @@ def writing_into(folder: Path, *, replaces: Sequence[str], last: str) -> Iterato
 
     A block that raises leaves `folder` as it was. Moving needs no space, so that a full disk cannot stop it halfway;
     whatever else does leaves `folder` without the file `last`, rather than with old and new files that look whole.
+    Temporary folders that are a day old are of processes that were killed, and are removed.
 
     Args:
         folder: made where it is missing.
@@ -100,7 +105,9 @@ def writing_into(folder: Path, *, replaces: Sequence[str], last: str) -> Iterato
     is_new = not folder.exists()
     with _named_errors(folder, holds_others=True):
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=f".new{_PARTIAL}"))
+        _remove(path for path in folder.glob(f".new{_PARTIAL}*") if _is_abandoned(path))
+        temporary = folder / _temporary("new")
+        temporary.mkdir()
         try:
             yield temporary
             names = sorted({path.name for path in temporary.iterdir()} - {last})
@@ -108,17 +115,41 @@ def writing_into(folder: Path, *, replaces: Sequence[str], last: str) -> Iterato
             for path in [folder / last, *(path for path in old if path.name not in names)]:
                 path.unlink(missing_ok=True)
             for name in [*names, last]:
-                os.chmod(temporary / name, 0o644)
+                os.chmod(temporary / name, _mode(temporary) & 0o666)
                 os.replace(temporary / name, folder / name)
         except BaseException:
-            shutil.rmtree(folder if is_new else temporary, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            if is_new:
+                with suppress(OSError):  # another process may have written there
+                    folder.rmdir()
             raise
         temporary.rmdir()
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the files that killed processes left half written. Only where nobody is writing any more."""
-    for path in folder.glob(f".*{_PARTIAL}*"):
+    _remove(folder.glob(f".*{_PARTIAL}*"))
+
+
+def _temporary(name: str) -> str:
+    return f".{name}{_PARTIAL}{secrets.token_hex(8)}"
+
+
+def _mode(path: Path) -> int:
+    """Of a new file or folder, which has it from the umask of the process."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether the process that was writing it has been killed."""
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED
+    except OSError:  # it has just got its name
+        return False
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

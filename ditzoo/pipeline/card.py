@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from ditzoo import __version__
 from ditzoo.models import DiffusionTransformer, EvaluationResult, ModelDetails
 from ditzoo.summary.describe import recipe_lines
+from ditzoo.weights.hub import SAMPLES
+from ditzoo.weights.hub_errors import without_tokens
 
-#: The file that the card shows.
-SAMPLES = "samples.png"
+#: The last line of a card that was made here, with the hash of the lines above.
+_SEAL = "<!-- Made by ditzoo, and made anew by the next push unless it is edited: {} -->\n"
 #: Licences that the Hub knows by the short names of SPDX in lower case.
 _LICENCES = {
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0"),
@@ -23,21 +29,38 @@ _DATASETS = {"ImageNet-1k": "ILSVRC/imagenet-1k", "CIFAR-10": "uoft-cs/cifar10"}
 _TASK = "unconditional-image-generation"  # the Hub has no other for images without text
 
 
-def model_card(model: DiffusionTransformer, details: ModelDetails, repo_id: str, *, has_samples: bool) -> str:
+@dataclass(frozen=True, kw_only=True)
+class CardSubject:
+    """What a card is of.
+
+    Attributes:
+        model: the network.
+        details: of its weights.
+        weak_model: of autoguidance.
+        dtype: of the weights that travel; None for the model's.
+    """
+
+    model: DiffusionTransformer
+    details: ModelDetails
+    weak_model: DiffusionTransformer | None = None
+    dtype: torch.dtype | None = None
+
+
+def model_card(subject: CardSubject, repo_id: str, *, caption: str | None = None) -> str:
     """A `README.md` with the Hub's metadata.
 
     Args:
-        model: of which the card is.
-        details: of its weights.
+        subject: of which the card is.
         repo_id: `"user/repo"`.
-        has_samples: whether `samples.png` lies beside the card.
+        caption: of the samples that lie beside the card, may be empty; None if there are no samples.
     """
+    details, model = subject.details, subject.model
     parts = [
         f"# {repo_id.rpartition('/')[2]}",
         _summary(model, details),
-        *([f"![Samples]({SAMPLES})"] if has_samples else []),
+        *([] if caption is None else [f"![Samples]({SAMPLES})", _plain(caption)]),
         _usage(details, repo_id),
-        _section("Model", _model_lines(model, details)),
+        _section("Model", _model_lines(subject)),
     ]
     if details.recipe is not None:
         parts.append(_section("Recipe", list(recipe_lines(details.recipe, model.in_channels))))
@@ -45,7 +68,18 @@ def model_card(model: DiffusionTransformer, details: ModelDetails, repo_id: str,
         parts.append(_results(details.results))
     if details.training_command:
         parts.append(f"## Training command\n\n{_fenced(details.training_command, 'bash')}")
-    return f"---\n{_metadata(model, details, repo_id)}\n---\n\n" + "\n\n".join(parts) + "\n"
+    text = f"---\n{_metadata(model, details, repo_id)}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n\n"
+    return _sealed(without_tokens(text))
+
+
+def is_generated(card: str) -> bool:
+    """Whether `model_card` made this text, and nobody has changed it since."""
+    text, _, last = card.rpartition("<!--")
+    return bool(last) and card == _sealed(text)
+
+
+def _sealed(text: str) -> str:
+    return text + _SEAL.format(hashlib.sha256(text.encode()).hexdigest())
 
 
 def _metadata(model: DiffusionTransformer, details: ModelDetails, repo_id: str) -> str:
@@ -69,7 +103,11 @@ def _licence(words: str | None) -> dict[str, Any]:
         return {}
     if words.lower() in _LICENCES:
         return {"license": words.lower()}
-    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")[:60]}
+    return {"license": "other", "license_name": _slug(words, "-")[:60].strip("-.") or "other"}
+
+
+def _slug(words: str, joint: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", joint, words.lower()).strip(f"{joint}.")
 
 
 def _dataset_ids(data: str | None) -> list[str] | None:
@@ -84,14 +122,16 @@ def _dataset_ids(data: str | None) -> list[str] | None:
 def _eval_result(result: EvaluationResult) -> Any:
     from huggingface_hub import EvalResult
 
+    facts = {name: text for name in ("settings", "source") if (text := getattr(result, name))}
     return EvalResult(
         task_type=_TASK,
-        dataset_type=re.sub(r"[^a-z0-9]+", "-", result.dataset.lower()).strip("-") or "data",
+        dataset_type=(_dataset_ids(result.dataset) or [_slug(result.dataset, "-") or "data"])[0],
         dataset_name=result.dataset,
-        metric_type=re.sub(r"[^a-z0-9]+", "_", result.metric.lower()).strip("_") or "metric",
+        metric_type=_slug(result.metric, "_").replace(".", "_") or "metric",
         metric_name=result.metric,
         metric_value=result.value,
-        dataset_args={"settings": result.settings} if result.settings else None,
+        # Not of the data set: the Hub's client files all results of a data set under the arguments of the first.
+        metric_args=facts or None,
     )
 
 
@@ -112,19 +152,25 @@ def _usage(details: ModelDetails, repo_id: str) -> str:
     return _fenced("\n".join(lines), "python")
 
 
-def _model_lines(model: DiffusionTransformer, details: ModelDetails) -> list[tuple[str, str]]:
-    count = sum(parameter.numel() for parameter in model.parameters())
-    classes = f"{model.num_classes:,}" if model.num_classes else "none: it is unconditional"
-    lines = [
-        ("parameters", f"{count:,}, in {str(model.dtype).removeprefix('torch.')}"),
+def _model_lines(subject: CardSubject) -> list[tuple[str, str]]:
+    model, details, weak_model = subject.model, subject.details, subject.weak_model
+    dtype = str(subject.dtype or model.dtype).removeprefix("torch.")
+    lines = [("parameters", f"{_count(model)}, in {dtype}")]
+    if weak_model is not None:
+        lines.append(("weaker model", f"a {type(weak_model).__name__} of {_count(weak_model)} parameters"))
+    return [
+        *lines,
         ("input", f"{model.in_channels} x {model.input_size} x {model.input_size}"),
-        ("classes", classes),
+        ("classes", f"{model.num_classes:,}" if model.num_classes else "none: it is unconditional"),
         ("licence", details.licence or "none given"),
         ("source", details.source or "not given"),
         ("trained on", details.data or "not given"),
         ("saved by", f"ditzoo {__version__}"),
     ]
-    return lines
+
+
+def _count(model: DiffusionTransformer) -> str:
+    return f"{sum(parameter.numel() for parameter in model.parameters()):,}"
 
 
 def _results(results: tuple[EvaluationResult, ...]) -> str:

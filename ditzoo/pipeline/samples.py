@@ -69,6 +69,11 @@ class Samples:
         """All images in one, in rows of `columns`; options as `ditzoo.media.image_grid` takes them."""
         return image_grid(self._decoded(), columns=columns, **options)
 
+    @property
+    def scale(self) -> int:
+        """How many times pixels are enlarged to be seen, until an image has 64."""
+        return max(1, math.ceil(64 / self._decoded().shape[1]))
+
     def save(self, path: str | Path, *, columns: int | None = None, scale: int | None = None) -> Path:
         """Write all images: one picture (`.png`), an animation of the steps (`.gif` or `.webp`, needs `frames`), a file
         for ADM's evaluation (`.npz`), or else a folder of PNG files with `labels.csv`.
@@ -82,8 +87,7 @@ class Samples:
             ValueError: for another suffix, or an animation without frames.
             OSError: where it cannot be written; what was there is left as it was.
         """
-        path, pixels = Path(path), self._decoded()
-        scale = scale or max(1, math.ceil(64 / pixels.shape[1]))
+        path, pixels, scale = Path(path), self._decoded(), scale or self.scale
         suffix = path.suffix.lower()
         if suffix == ".npz":
             write_npz(path, pixels, self.labels)

@@ -7,15 +7,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from ditzoo.diffusion import count_evaluations
 from ditzoo.media.files import writing_folder
 from ditzoo.metrics import count_macs
 from ditzoo.models import DiffusionTransformer, EvaluationResult, ModelDetails
-from ditzoo.pipeline.card import SAMPLES, model_card
+from ditzoo.pipeline.card import CardSubject, is_generated, model_card
 from ditzoo.pipeline.pipeline import Pipeline
 from ditzoo.weights.folders import (
     CONFIG,
@@ -27,18 +29,18 @@ from ditzoo.weights.folders import (
     rewrite_details,
     save_model,
 )
-from ditzoo.weights.hub import push_folder
-from ditzoo.weights.hub_errors import without_tokens
+from ditzoo.weights.hub import CARD, SAMPLES, push_folder
 from ditzoo.weights.index import check_inside
 from ditzoo.weights.sources import fetch_model_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-CARD = "README.md"
 #: Multiply-adds that a picture for the card may cost without being asked for: a minute or so on a small machine.
 _QUICK = 2e12
-_NUM_SAMPLES, _NUM_CLASSES = 40, 10
+_ROWS, _COLUMNS = 4, 10
+#: The entry of a picture that says what it shows, as PNG files have it.
+_CAPTION = "Description"
 #: Files of a model, by pattern; nothing else in a folder, such as the state of an optimiser, is uploaded.
 _TRAVELLING = (CONFIG, "*.safetensors", "*.safetensors.index.json", CARD, SAMPLES, "LICENSE*")
 
@@ -61,8 +63,8 @@ def push_model(
     with TemporaryDirectory(prefix="ditzoo-push-") as name:
         folder = Path(name)
         save_model(model, folder, details=details, weak_model=weak_model, max_shard_size=max_shard_size, dtype=dtype)
-        _add_card(folder, _Shown(model, details, weak_model), repo_id, samples)
-        return push_folder(folder, repo_id, **where)
+        subject = CardSubject(model=model, details=details, weak_model=weak_model, dtype=dtype)
+        return _push(folder, subject, repo_id, samples, where)
 
 
 def push_saved(
@@ -77,7 +79,8 @@ def push_saved(
     """Upload a folder that `save_pretrained` wrote, with a card and samples if it has none.
 
     Args:
-        folder: its weights are uploaded as they are. A `README.md` or `samples.png` in it goes before new ones.
+        folder: its weights are uploaded as they are. A `README.md` that somebody wrote or edited, and `samples.png`,
+            go before new ones.
         repo_id: `"user/repo"`.
         samples: as `DiffusionTransformer.push_to_hub` has it.
         licence: of the weights, in place of the recipe's.
@@ -93,7 +96,7 @@ def push_saved(
     """
     folder = Path(folder)
     config = read_config(folder)
-    model, weak_model = _load(config)
+    model, weak_model = _load_all(config)
     details = _with_licence(replace(config.details, results=(*config.details.results, *results)), licence, folder)
     with TemporaryDirectory(prefix="ditzoo-push-") as name:
         staged = Path(name)
@@ -101,8 +104,10 @@ def push_saved(
             (staged / path.name).symlink_to(path.resolve())
         if details != config.details:
             rewrite_details(staged, details)
-        _add_card(staged, _Shown(model, details, weak_model), repo_id, samples)
-        return push_folder(staged, repo_id, **where)
+            if _is_written(staged / CARD):
+                _logger.warning("%s stays as it is: write the new licence and results into it.", folder / CARD)
+        subject = CardSubject(model=model, details=details, weak_model=weak_model)
+        return _push(staged, subject, repo_id, samples, where)
 
 
 def pull(name: str, folder: Path | str) -> Path:
@@ -120,25 +125,18 @@ def pull(name: str, folder: Path | str) -> Path:
         ValueError: for a repository that holds no model of ditzoo, or a damaged one.
     """
     source = fetch_model_folder(name if name.startswith("hf-hub:") else f"hf-hub:{name}")
-    _load(read_config(source))
+    _load_all(read_config(source))
     with writing_folder(Path(folder)) as temporary:
         for path in _travelling(source):
             shutil.copyfile(path, temporary / path.name)
     return Path(folder)
 
 
-class _Shown(NamedTuple):
-    """What card and samples are of."""
-
-    model: DiffusionTransformer
-    details: ModelDetails
-    weak_model: DiffusionTransformer | None
-
-
-def _load(config: FolderConfig) -> tuple[DiffusionTransformer, DiffusionTransformer | None]:
-    """The model of a folder, and the weak one of autoguidance if there is one."""
+def _load_all(config: FolderConfig) -> tuple[DiffusionTransformer, DiffusionTransformer | None]:
+    """The model of a folder, and the weaker one if there is one."""
     weak = config.weak_network
-    return load_network(config, config.network, STEM), None if weak is None else load_network(config, weak, WEAK_STEM)
+    model = load_network(config, config.network, STEM)
+    return model, None if weak is None else load_network(config, weak, WEAK_STEM)
 
 
 def _travelling(folder: Path) -> list[Path]:
@@ -156,6 +154,8 @@ def _travelling(folder: Path) -> list[Path]:
 def _with_licence(details: ModelDetails, licence: str | None, folder: Path) -> ModelDetails:
     if licence is None:
         return details
+    if not licence.strip():
+        raise ValueError("the licence is empty; give its name, such as apache-2.0, or leave it out.")
     if details.recipe is None:
         raise ValueError(
             f"{folder} has no recipe, which is what carries the licence {licence!r}: set model.details and save again."
@@ -163,47 +163,96 @@ def _with_licence(details: ModelDetails, licence: str | None, folder: Path) -> M
     return replace(details, recipe=replace(details.recipe, licence=licence))
 
 
-def _add_card(folder: Path, shown: _Shown, repo_id: str, samples: Path | str | bool | None) -> None:
+def _push(
+    folder: Path, subject: CardSubject, repo_id: str, samples: Path | str | bool | None, where: Mapping[str, Any]
+) -> str:
+    """Add samples and a card to a folder of temporary files, and push it."""
     picture = folder / SAMPLES
     if isinstance(samples, str | Path):
-        picture.unlink(missing_ok=True)
-        shutil.copyfile(samples, picture)
-    elif samples is not False and not picture.exists() and _is_drawn(shown, asked=samples is True):
-        _draw(shown, picture)
-    if not (folder / CARD).exists():
-        card = model_card(shown.model, shown.details, repo_id, has_samples=picture.exists())
-        (folder / CARD).write_text(without_tokens(card), encoding="utf-8")
+        _copy_picture(Path(samples), picture)
+    elif samples is not False and not picture.exists() and _is_drawn(subject, asked=samples is True):
+        _draw(subject, picture)
+    if not _is_written(folder / CARD):
+        card = model_card(subject, repo_id, caption=_caption_of(picture) if picture.exists() else None)
+        (folder / CARD).unlink(missing_ok=True)  # it may be a link to the user's own
+        (folder / CARD).write_text(card, encoding="utf-8")
+    return push_folder(folder, repo_id, is_generated=is_generated, **where)
 
 
-def _is_drawn(shown: _Shown, asked: bool) -> bool:
+def _is_written(card: Path) -> bool:
+    """Whether there is a card that somebody wrote or edited."""
+    return card.exists() and not is_generated(card.read_text(encoding="utf-8", errors="replace"))
+
+
+def _copy_picture(source: Path, target: Path) -> None:
+    """A picture of any kind, as PNG."""
+    try:
+        with Image.open(source) as picture:
+            picture.load()
+            target.unlink(missing_ok=True)  # it may be a link to the user's own
+            if picture.format == "PNG":
+                shutil.copyfile(source, target)
+            else:
+                picture.convert("RGB").save(target, "PNG")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no picture {source} for the card; give another, or leave it out.") from error
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{source} cannot be read as a picture for the card; give a PNG or JPEG file.") from error
+
+
+def _caption_of(picture: Path) -> str:
+    """What a picture says that it shows; nothing where it says nothing."""
+    try:
+        with Image.open(picture) as image:
+            return str(image.info.get(_CAPTION, ""))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+        return ""
+
+
+def _is_drawn(subject: CardSubject, asked: bool) -> bool:
     """Whether to draw samples: where they are asked for, or quick."""
-    recipe = shown.details.recipe
+    recipe = subject.details.recipe
     if recipe is None:
         if asked:
             raise ValueError("samples cannot be drawn without a recipe: set model.details, or leave samples out.")
         return False
     evaluations = count_evaluations(recipe) or 1000
-    cost = 2 * evaluations * _NUM_SAMPLES * count_macs(shown.model).total
+    cost = 2 * evaluations * _ROWS * _COLUMNS * count_macs(subject.model).total
     if asked or (recipe.latent_codec is None and cost < _QUICK):
         return True
     _logger.info("No samples are drawn for the card, which would take long; samples=True draws them.")
     return False
 
 
-def _draw(shown: _Shown, path: Path) -> None:
-    """A grid with a column for each of some classes."""
-    model, details = shown.model, shown.details
+def _draw(subject: CardSubject, path: Path) -> None:
+    """A grid with a column for each of some classes; of few classes, several columns each."""
+    model, details = subject.model, subject.details
     assert details.recipe is not None
     training = model.training
     try:
-        pipe = Pipeline(model, details.recipe, label_names=details.label_names, weak_model=shown.weak_model)
-        columns = min(model.num_classes, _NUM_CLASSES)
-        if not columns:
-            pipe(num_images=_NUM_SAMPLES).save(path)
-            return
-        spread = [round(i * (model.num_classes - 1) / max(1, columns - 1)) for i in range(columns)]
-        pipe(spread * (_NUM_SAMPLES // columns)).save(path, columns=columns)
+        pipe = Pipeline(model, details.recipe, label_names=details.label_names, weak_model=subject.weak_model)
+        if model.num_classes:
+            labels = _columns(model.num_classes)
+            samples, caption = pipe(labels * _ROWS), _column_names(labels, details.label_names)
+        else:
+            labels, caption = [0] * _COLUMNS, ""
+            samples = pipe(num_images=_ROWS * _COLUMNS)
+        facts = PngInfo()
+        facts.add_itxt(_CAPTION, caption)
+        samples.grid(len(labels), scale=samples.scale).save(path, "PNG", pnginfo=facts)
     except FloatingPointError as error:
         _logger.warning("No samples are drawn for the card: %s", error)
     finally:
         model.train(training)
+
+
+def _columns(num_classes: int) -> list[int]:
+    """The label of each column: classes spread over all of them."""
+    count = min(num_classes, _COLUMNS)
+    spread = [round(i * (num_classes - 1) / max(1, count - 1)) for i in range(count)]
+    return [label for label in spread for _ in range(_COLUMNS // count)]
+
+
+def _column_names(labels: Sequence[int], names: Sequence[str] | None) -> str:
+    classes = [str(label) if names is None else names[label].partition(",")[0] for label in dict.fromkeys(labels)]
+    return f"Classes, from left to right: {', '.join(classes)}."

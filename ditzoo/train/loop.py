@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ditzoo.diffusion import TrainingDraws, draw_training, make_process, training_loss
 from ditzoo.diffusion.draws import epoch_order, step_uniform
 from ditzoo.layers import TokenMask, random_token_mask
-from ditzoo.models import DiffusionTransformer
+from ditzoo.models import DiffusionTransformer, EvaluationResult, ModelDetails
 from ditzoo.recipe import Recipe
 
 
@@ -81,6 +81,9 @@ def train(
 
     The batches, times, noise, dropped labels and masks depend on the seed and on the running number of each sample
     alone. Trains on the device that the model is on.
+
+    Both the model and its average get the recipe and the loss into their `details`, which saving and pushing keep; the
+    data and the command are yours to add.
 
     Args:
         model: any of the zoo.
@@ -174,7 +177,29 @@ def train(
         seen, step = samples.stop, step + 1
         if callback is not None:
             callback(seen)
-    return TrainResult(ema, torch.stack(losses).tolist(), time.perf_counter() - start)
+    result = TrainResult(ema, torch.stack(losses).tolist(), time.perf_counter() - start)
+    details = _details(model.details, options, result.losses)
+    # A licence and a source that the recipe does not name are those of the weights that training began with.
+    recipe = replace(
+        recipe, licence=recipe.licence or details.licence, source=recipe.source or details.source, weights="raw"
+    )
+    model.details = replace(details, recipe=recipe)
+    ema.details = replace(details, recipe=replace(recipe, weights="ema"))
+    return result
+
+
+def _details(before: ModelDetails, options: TrainOptions, losses: list[float]) -> ModelDetails:
+    """Those from before training, without what was measured of the earlier weights, or said of how they were made."""
+    last = losses[-50:]
+    loss = EvaluationResult(
+        metric="training loss",
+        value=math.fsum(last) / len(last),
+        dataset="the training data",
+        settings=f"mean of the last {len(last)} steps; {options.num_images:,} images seen in batches of "
+        f"{options.batch_size}, seed {options.seed}",
+        source="ditzoo.train",
+    )
+    return replace(before, data=None, training_command=None, results=(loss,))
 
 
 def _shuffled(samples: range, num_images: int, seed: int) -> Tensor:

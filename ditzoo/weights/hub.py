@@ -6,8 +6,9 @@ The client resumes and tries again by itself. What it gives up on comes out as `
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,18 +27,23 @@ __all__ = [
     "push_folder",
 ]
 
+_logger = logging.getLogger("ditzoo")
+
 _PREFIX = "hf-hub:"
 _FORMS = "hf-hub:user/repo, hf-hub:user/repo@revision or hf-hub:user/repo/path/to/file.pt@revision"
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REPO_ID = re.compile(rf"{_NAME}/{_NAME}")
 #: By which the Hub's statistics know ditzoo.
 _LIBRARY = "ditzoo"
+#: The files by which the Hub shows a repository: the model card, and the picture in it.
+CARD, SAMPLES = "README.md", "samples.png"
 _COMMIT = re.compile("[0-9a-f]{40}")
-_SHA256 = re.compile("[0-9a-f]{64}")
 #: What a folder of a model may hold. Weights in pickles are not among it.
 FOLDER_PATTERNS = ("*.json", "*.md", "*.png", "*.safetensors", "*.txt", "LICENSE")
 #: Never fetched, whatever is asked for.
 _CODE = ("*.py", "*.pyc", "*.pyd", "*.so", "*.dll", "*.sh")
+#: Names of files in the cache: sha256 of large ones, sha1 of those that lie in git.
+_HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 #: Weights as ditzoo and diffusers name them: one file, or shards with their index.
 _WEIGHTS = re.compile(r"(model|weak_model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 #: By the ends of their names; a licence has none.
@@ -89,7 +95,7 @@ def is_hub_name(text: object) -> bool:
 def fetch_file(repo_id: str, filename: str, *, revision: str | None = None) -> Path:
     """One file of a repository, from the cache if it is there.
 
-    A large file is hashed when it arrives, and removed if it is not the one that the Hub names.
+    It is hashed when it arrives, and removed if it is not the one that the Hub names.
 
     Args:
         repo_id: `user/repo`.
@@ -118,12 +124,13 @@ def fetch_file(repo_id: str, filename: str, *, revision: str | None = None) -> P
 def fetch_folder(repo_id: str, *, revision: str | None = None, patterns: Sequence[str] = FOLDER_PATTERNS) -> Path:
     """The files of a repository that a model needs, from the cache as far as they are there.
 
-    Code is never fetched. Large files are hashed as in `fetch_file`.
+    Code is never fetched, and from folders in the repository only what a pattern with a slash names: they may hold
+    other models. Files are hashed as in `fetch_file`.
 
     Args:
         repo_id: `user/repo`.
         revision: branch, tag or commit; None for the main branch.
-        patterns: which files, such as `"*.json"`; `*` stands for slashes too.
+        patterns: which files, such as `"*.json"` or `"transformer/*.json"`.
 
     Returns:
         The folder in the cache of the Hub's client; not to be written to.
@@ -142,7 +149,7 @@ def fetch_folder(repo_id: str, *, revision: str | None = None, patterns: Sequenc
                 repo_id,
                 revision=revision,
                 allow_patterns=[*patterns],
-                ignore_patterns=[*_CODE],
+                ignore_patterns=[*_CODE] if any("/" in pattern for pattern in patterns) else [*_CODE, "*/*"],
                 library_name=_LIBRARY,
                 library_version=__version__,
             )
@@ -182,6 +189,7 @@ def push_folder(
     revision: str | None = None,
     token: str | None = None,
     message: str = "Upload with ditzoo",
+    is_generated: Callable[[str], bool] | None = None,
 ) -> str:
     """Send a folder to the Hub in one commit, so that the repository is never half of it.
 
@@ -195,6 +203,8 @@ def push_folder(
         revision: a branch, made from the main one if there is none; None for the main branch.
         token: one that may write; None for the one that the Hub's client was given.
         message: of the commit.
+        is_generated: whether the text of a model card is a program's. Such a card gives way to one on the Hub that
+            somebody wrote, and the samples of such a card on the Hub go where the folder has none.
 
     Returns:
         The address of the commit.
@@ -219,15 +229,30 @@ def push_folder(
         if private is not None and info.private != private:
             found, fix = ("private", "publish") if info.private else ("public", "hide")
             raise errand.error(f"it is {found} already. Name another, or {fix} it at {errand.address}/settings.")
-        if revision not in (None, "main"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        if revision is not None and revision != "main":
+            if not revision.startswith("refs/"):  # a pull request, which is there or not
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
             info = api.model_info(repo_id, revision=revision)
         there = [sibling.rfilename for sibling in info.siblings or ()]
-        steps = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
-        stale = [CommitOperationDelete(name) for name in _stale_weights(there, files)]
+        stale = _stale_weights(there, files)
+        is_card_kept = False
+        if is_generated is not None and CARD in there and CARD in files:
+            card = api.hf_hub_download(repo_id, CARD, revision=info.sha)
+            if is_generated(_text_of(Path(card))):
+                stale += [SAMPLES] if SAMPLES in there and SAMPLES not in files else []
+            elif is_generated(_text_of(files[CARD])):
+                is_card_kept = True
+                del files[CARD]
+        steps: list[CommitOperationAdd | CommitOperationDelete] = []
+        steps += [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+        steps += [CommitOperationDelete(name) for name in stale]
         # With its parent named, a commit that came between is not undone by what was read before it.
-        commit = api.create_commit(
-            repo_id, [*steps, *stale], commit_message=message, revision=revision, parent_commit=info.sha
+        commit = api.create_commit(repo_id, steps, commit_message=message, revision=revision, parent_commit=info.sha)
+    if is_card_kept:
+        _logger.warning(
+            "The %s of %s is one that somebody wrote, and stays as it is. Delete it there to have a new one.",
+            CARD,
+            repo_id,
         )
     return commit.commit_url
 
@@ -241,9 +266,13 @@ def _files_of(folder: Path, token: str | None) -> dict[str, Path]:
     if not files:
         raise ValueError(f"{folder} holds no files to push.")
     for path in files.values():
-        if path.suffix in _TEXTS and holds_token(path.read_text(encoding="utf-8", errors="replace"), token):
+        if path.suffix in _TEXTS and holds_token(_text_of(path), token):
             raise ValueError(f"{path} shows a token of the Hub. Take it out, and push again; nothing was sent.")
     return files
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _stale_weights(there: Sequence[str], files: dict[str, Path]) -> list[str]:
@@ -255,7 +284,7 @@ def _stale_weights(there: Sequence[str], files: dict[str, Path]) -> list[str]:
 
 @contextmanager
 def _hashed_arrivals(errand: Errand) -> Iterator[None]:
-    """Hash what comes into the cache, which names a large file by the sha256 that the Hub gave for it.
+    """Hash what comes into the cache, which names a file by the hash that the Hub gave for it.
 
     Where the system has no links the client keeps no such names; there only sizes are checked, by the client.
     """
@@ -263,15 +292,15 @@ def _hashed_arrivals(errand: Errand) -> Iterator[None]:
 
     storage = Path(constants.HF_HUB_CACHE, f"models--{errand.repo_id.replace('/', '--')}")
 
-    def large() -> set[Path]:
-        return {path for path in storage.glob("blobs/*") if _SHA256.fullmatch(path.name)}
+    def named() -> set[Path]:
+        return {path for path in storage.glob("blobs/*") if _HASH.fullmatch(path.name)}
 
-    before = large()
+    before = named()
     try:
         yield
     finally:
         # After an error too: what has come by then counts as known the next time.
-        wrong = {path: found for path in sorted(large() - before) if (found := _sha256(path)) != path.name}
+        wrong = {path: found for path in sorted(named() - before) if path.name not in (found := _hashes(path))}
         for path in wrong:
             path.resolve().unlink(missing_ok=True)
             path.unlink(missing_ok=True)
@@ -279,15 +308,20 @@ def _hashed_arrivals(errand: Errand) -> Iterator[None]:
         path, found = next(iter(wrong.items()))
         links = (link for link in storage.glob("snapshots/**/*") if link.is_symlink())
         name = next((link.name for link in links if link.readlink().name == path.name), "a file")
+        kind = "sha256" if len(path.name) == 64 else "sha1"
         raise errand.error(
-            f"the bytes that came as {name} have the sha256 {found}, and the Hub names {path.name}. They are removed: "
-            "run it again; if that does not help, a proxy alters files, or the repository is broken."
+            f"the bytes that came as {name} have the {kind} {found[0]}, and the Hub names {path.name}. They are "
+            "removed: run it again; if that does not help, a proxy alters files, or the repository is broken."
         )
 
 
-def _sha256(path: Path) -> str:
+def _hashes(path: Path) -> list[str]:
+    """The hashes that the file may be named by: a large one by its sha256, a small one as git or a mirror has it."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if len(path.name) == 64:
+            return [hashlib.file_digest(file, "sha256").hexdigest()]
+        data = file.read()
+        return [hashlib.sha1(text).hexdigest() for text in (b"blob %d\0" % len(data) + data, data)]
 
 
 def _check_place(repo_id: str, revision: str | None) -> None:

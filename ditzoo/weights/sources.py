@@ -130,7 +130,7 @@ def fetch_model_folder(name: str) -> Path:
         name: `"hf-hub:user/repo"` or `"hf-hub:user/repo@revision"`.
 
     Raises:
-        ValueError: for a name of another form.
+        ValueError: for a name of another form, and for a repository that holds no model of ditzoo.
         DownloadError: an OSError that says why the repository cannot be had and what to do.
     """
     hub = HubName.parse(name)
@@ -139,7 +139,16 @@ def fetch_model_folder(name: str) -> Path:
             f"{name} names a file of a repository; a model is a whole one, hf-hub:{hub.repo_id}. A file of weights is "
             f"loaded by ditzoo.create(NAME, checkpoint={name!r})."
         )
-    return fetch_folder(hub.repo_id, revision=hub.revision)
+    # A repository of something else is found out before its weights are fetched.
+    folder = fetch_folder(hub.repo_id, revision=hub.revision, patterns=[CONFIG, PIPELINE_INDEX])
+    if (folder / PIPELINE_INDEX).is_file() and not (folder / CONFIG).is_file():
+        raise ValueError(
+            f"{name} holds a pipeline of diffusers: ditzoo.Pipeline.from_diffusers({hub.repo_id!r}) reads it, and "
+            f"ditzoo.create(NAME, checkpoint={name!r}) takes the weights of its transformer."
+        )
+    read_config(folder)
+    # By the commit, so that both are of the same one; the cache names the folder by it.
+    return fetch_folder(hub.repo_id, revision=folder.name)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ditzoo
 from ditzoo import registry
 from ditzoo.bench import QUICK, QuickRun, QuickSuite, prepare_quick, read_rows, run_quick, write_row
 from ditzoo.bench.report import (
@@ -18,9 +19,11 @@ from ditzoo.bench.report import (
     table_cells,
     write_report,
 )
+from ditzoo.bench.results import evaluation_results
 from ditzoo.bench.runner import REAL, RESULTS, UNTRAINED
 from ditzoo.diffusion import count_evaluations
 from ditzoo.models import DiT
+from ditzoo.pipeline import Pipeline
 from ditzoo.recipe import Recipe
 from ditzoo.train import TrainOptions
 
@@ -85,6 +88,23 @@ def test_samples_lie_beside_the_row_with_their_labels(finished: QuickRun) -> Non
         assert images.shape == (100, 8, 8, 1)
         assert images.dtype == np.uint8
         assert labels.tolist() == [i % 10 for i in range(100)]
+
+
+def test_the_model_of_a_row_lies_beside_it_with_what_was_measured(finished: QuickRun) -> None:
+    row = finished.rows["dit_ti_2"]
+    pipe = Pipeline.from_pretrained(finished.model_path(row))
+    details = pipe.model.details
+    assert pipe.model.config == row.config
+    assert details.recipe == Recipe.from_dict(row.recipe)
+    assert details.training_command == "ditzoo bench quick --models dit_ti_2 --images 64 --seed 0"
+    assert details.data == ditzoo.model_info("dit_ti_2.digits").data
+    loss, *measured = details.results
+    assert (loss.metric, loss.value) == ("training loss", pytest.approx(row.values["final_loss"].value))
+    assert tuple(measured) == evaluation_results(row)
+    assert [result.value for result in measured] == [row.values[name].value for name in QUALITY[:2]]
+    samples = pipe(range(10), num_images=100, seed=0, batch_size=60)
+    assert np.array_equal(samples.pixels, finished.load_samples(row)[0])
+    assert len(list((finished.out / "models").iterdir())) == len(MODELS)
 
 
 def test_a_finished_run_does_nothing_again(finished: QuickRun) -> None:

@@ -17,13 +17,15 @@ from safetensors.torch import load_file
 import ditzoo
 from ditzoo import cli
 from ditzoo.bench import read_rows
-from ditzoo.bench.results import results_for
+from ditzoo.bench.results import results_for, write_row
 from ditzoo.models import DiT, EvaluationResult
 from ditzoo.pipeline import Pipeline, sharing
+from ditzoo.pipeline.card import CardSubject, is_generated, model_card
 from ditzoo.recipe import Guidance
 from ditzoo.weights import DownloadError
 from tests.docs.pages import blocks_of
 from tests.hub_server import TOKEN, client_environment, run_client, use_hub
+from tests.hub_store import Blob
 from tests.pipeline.pipes import QUICK, tiny
 from tests.weights.test_folders import detailed
 from tests.zoo import TINY, inputs, lively
@@ -161,13 +163,14 @@ def test_the_card_says_what_is_known(hub):
         ("Apache-2.0", "ImageNet-1k at 256x256", {"license": "apache-2.0", "datasets": ["ILSVRC/imagenet-1k"]}),
         ("CC-BY-NC-4.0", "me/photographs", {"license": "cc-by-nc-4.0", "datasets": ["me/photographs"]}),
         ("none stated; ask", None, {"license": "other", "license_name": "none-stated-ask"}),
+        ("???", "CIFAR-10", {"license": "other", "license_name": "other", "datasets": ["uoft-cs/cifar10"]}),
         (None, None, {}),
     ],
 )
 def test_metadata_of_licences_and_data(licence, data, expected):
     model = lively("dit_ti_2")
     details = replace(model.details, recipe=replace(QUICK, licence=licence), data=data)
-    text = sharing.model_card(model, details, "me/mine", has_samples=False)
+    text = model_card(CardSubject(model=model, details=details), "me/mine")
     metadata = yaml.safe_load(text.split("---\n")[1])
     assert {key: metadata[key] for key in ("license", "license_name", "datasets") if key in metadata} == expected
 
@@ -181,14 +184,151 @@ def test_texts_of_users_do_not_become_markdown():
         training_command="echo ```\n```",
         results=(EvaluationResult(metric="a|b", value=1, dataset="[c](d)\n- e: &f !!python/none"),),
     )
-    text = sharing.model_card(model, details, "me/mine", has_samples=False)
+    text = model_card(CardSubject(model=model, details=details), "me/mine", caption="<b>\n# c")
     _, metadata, body = text.split("\n---\n", 1)[0], *text.removeprefix("---\n").split("\n---\n", 1)
     (result,) = yaml.safe_load(metadata)["model-index"][0]["results"]
     assert result["dataset"]["name"] == "[c](d)\n- e: &f !!python/none"
     assert "\n# " not in body.removeprefix("\n# mine").replace("\n# mine", "", 1)
     assert "<script>" not in body
+    assert "<b>" not in body
     assert r"a\|b" in body
     assert "````bash\necho ```\n```\n````" in body
+
+
+def test_results_of_one_data_set_keep_their_own_settings():
+    model = lively("dit_ti_2")
+    results = tuple(
+        EvaluationResult(metric="FID-50K", value=value, dataset="ImageNet-1k at 256x256", settings=settings, source=by)
+        for value, settings, by in [(2.27, "guidance 1.5", "table 4"), (9.62, "no guidance", "")]
+    )
+    text = model_card(CardSubject(model=model, details=replace(model.details, results=results)), "me/mine")
+    (result,) = yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"]
+    assert result["task"] == {"type": "unconditional-image-generation"}
+    assert result["dataset"] == {"type": "ILSVRC/imagenet-1k", "name": "ImageNet-1k at 256x256"}
+    assert result["metrics"] == [
+        {
+            "type": "fid_50k",
+            "name": "FID-50K",
+            "value": 2.27,
+            "args": {"settings": "guidance 1.5", "source": "table 4"},
+        },
+        {"type": "fid_50k", "name": "FID-50K", "value": 9.62, "args": {"settings": "no guidance"}},
+    ]
+
+
+def test_the_card_says_in_which_precision_the_weights_travel(hub):
+    model = lively("dit_ti_2")
+    model.push_to_hub("me/mine", samples=False, dtype=torch.bfloat16)
+    assert "| parameters | 329,988, in bfloat16 |" in card_of(hub, "me/mine")[1]
+    assert ditzoo.create("hf-hub:me/mine").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "columns"),
+    [(1, 10 * [0]), (3, [0, 0, 0, 1, 1, 1, 2, 2, 2]), (10, [*range(10)]),
+     (1000, [0, 111, 222, 333, 444, 555, 666, 777, 888, 999])],
+)  # fmt: skip
+def test_columns_of_the_samples(num_classes, columns):
+    assert sharing._columns(num_classes) == columns
+
+
+def test_the_samples_are_a_grid_of_classes(hub):
+    for num_classes, size, caption in [
+        (3, (9 * 66 - 2, 4 * 66 - 2), "Classes, from left to right: one, two, three."),
+        (0, (10 * 66 - 2, 4 * 66 - 2), ""),
+    ]:
+        model = detailed(lively("dit_ti_2", num_classes=num_classes))
+        if not num_classes:
+            unguided = replace(model.details.recipe, guidance=Guidance(scale=1.0))
+            model.details = replace(model.details, label_names=None, recipe=unguided)
+        model.push_to_hub("me/mine")
+        picture = Image.open(io.BytesIO(hub.repository("me/mine").files()["samples.png"]))
+        assert picture.size == size
+        assert picture.info.get("Description", "") == caption
+        assert f"![Samples](samples.png)\n\n{caption}".strip() in card_of(hub, "me/mine")[1]
+
+
+# Cards and pictures that are there already.
+
+
+def push_again(folder, *options):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["push", str(folder), "me/other", "--no-draw", *options])
+    assert stop.value.code == 0
+
+
+def test_a_card_that_was_pulled_is_made_anew(hub, tmp_path):
+    detailed(lively("dit_ti_2", num_classes=3)).push_to_hub("me/mine")
+    sharing.pull("me/mine", tmp_path / "pulled")
+    before = (tmp_path / "pulled" / "README.md").read_text()
+    assert is_generated(before)
+    push_again(tmp_path / "pulled", "--licence", "MIT")
+    metadata, body = card_of(hub, "me/other")
+    assert metadata["license"] == "mit"
+    assert "| licence | MIT |" in body
+    assert "me/mine" not in body
+    assert "Classes, from left to right: one, two, three." in body  # the picture says what it shows
+    assert (tmp_path / "pulled" / "README.md").read_text() == before
+
+
+def test_a_card_that_was_edited_is_kept(hub, tmp_path, caplog):
+    detailed(lively("dit_ti_2", num_classes=3)).push_to_hub("me/mine", samples=False)
+    sharing.pull("me/mine", tmp_path / "pulled")
+    card = tmp_path / "pulled" / "README.md"
+    edited = card.read_text().replace("# mine", "# Mine, with love")
+    card.write_text(edited)
+    push_again(tmp_path / "pulled")
+    assert caplog.text == ""
+    push_again(tmp_path / "pulled", "--licence", "MIT")
+    assert hub.repository("me/other").files()["README.md"].decode() == edited
+    assert "README.md stays as it is: write the new licence and results into it." in caplog.text
+
+
+def test_a_card_that_somebody_wrote_on_the_hub_is_kept(hub, caplog):
+    theirs = {"README.md": b"# By hand", "samples.png": b"theirs", "LICENSE": b"MIT"}
+    hub.create("me/mine", theirs)
+    model = detailed(lively("dit_ti_2", num_classes=3))
+    for revision in (None, "branch"):
+        model.push_to_hub("me/mine", samples=False, revision=revision)
+        files = hub.repository("me/mine").files(revision or "main")
+        assert {name: files[name] for name in theirs} == theirs
+        assert "README.md of me/mine is one that somebody wrote, and stays as it is. Delete it there" in caplog.text
+    assert ditzoo.create("hf-hub:me/mine").details == model.details
+
+
+def test_samples_of_other_weights_do_not_stay(hub):
+    model = detailed(lively("dit_ti_2", num_classes=3))
+    model.push_to_hub("me/mine")
+    assert "samples.png" in hub.repository("me/mine").files()
+    model.push_to_hub("me/mine", samples=False)
+    assert sorted(hub.repository("me/mine").files()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_pictures_are_checked_and_made_png(hub, tmp_path):
+    model = lively("dit_ti_2")
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "mine.jpg")
+    model.push_to_hub("me/mine", samples=tmp_path / "mine.jpg")
+    picture = Image.open(io.BytesIO(hub.repository("me/mine").files()["samples.png"]))
+    assert (picture.format, picture.size) == ("PNG", (9, 9))
+    (tmp_path / "mine.jpg").write_text("red")
+    with pytest.raises(ValueError, match=r"mine\.jpg cannot be read as a picture for the card; give a PNG or JPEG"):
+        model.push_to_hub("me/none", samples=tmp_path / "mine.jpg")
+    with pytest.raises(FileNotFoundError, match=r"there is no picture .*none\.png for the card; give another, or"):
+        model.push_to_hub("me/none", samples=tmp_path / "none.png")
+    assert "me/none" not in hub.store.repositories
+
+
+def test_a_licence_that_cannot_be_written_down(hub, tmp_path):
+    model = lively("dit_ti_2")
+    model.details = replace(model.details, recipe=None)
+    model.save_pretrained(tmp_path)
+    for licence, message in [
+        ("MIT", "has no recipe, which is what carries the licence 'MIT'"),
+        (" ", "is empty; give"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            sharing.push_saved(tmp_path, "me/mine", licence=licence)
+    assert hub.requests == []
 
 
 def test_samples_are_left_out_given_or_asked_for(hub, tmp_path, caplog):
@@ -211,9 +351,9 @@ def test_slow_samples_are_not_drawn_unasked():
     large = replace(QUICK, num_inference_steps=1000)
     with torch.device("meta"):
         model = ditzoo.create("dit_xl_2")
-    model.details = replace(model.details, recipe=large)
-    assert not sharing._is_drawn(sharing._Shown(model, model.details, None), asked=False)
-    assert sharing._is_drawn(sharing._Shown(model, model.details, None), asked=True)
+    subject = CardSubject(model=model, details=replace(model.details, recipe=large))
+    assert not sharing._is_drawn(subject, asked=False)
+    assert sharing._is_drawn(subject, asked=True)
 
 
 def test_the_mode_of_the_model_stays(hub):
@@ -248,13 +388,20 @@ def test_commands_push_and_pull(hub, tmp_path, capsys):
     assert "exists and is no empty folder; choose another name" in capsys.readouterr().err
 
 
-def test_what_does_not_load_is_not_pushed(hub, tmp_path):
-    lively("dit_ti_2").save_pretrained(tmp_path / "saved")
-    weights = tmp_path / "saved" / "model.safetensors"
+@pytest.mark.parametrize("stem", ["model", "weak_model"])
+def test_what_does_not_load_is_not_pushed_or_pulled(hub, tmp_path, stem):
+    pipe = Pipeline(tiny().model, QUICK, weak_model=lively("dit_ti_2", depth=1))
+    pipe.push_to_hub("me/broken", samples=False)
+    pipe.save_pretrained(tmp_path / "saved")
+    weights = tmp_path / "saved" / f"{stem}.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(ValueError, match="is damaged or cut off"):
         sharing.push_saved(tmp_path / "saved", "me/mine")
     assert "me/mine" not in hub.store.repositories
+    hub.repository("me/broken").commit({weights.name: Blob(weights.read_bytes(), is_large=True)})
+    with pytest.raises(ValueError, match="is damaged or cut off"):
+        sharing.pull("me/broken", tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
 
 
 @pytest.mark.parametrize("name", ["samples.png", "README.md", "LICENSE", "more.safetensors"])
@@ -307,8 +454,12 @@ def test_results_of_a_benchmark_reach_the_card(hub, tmp_path, capsys):
         "accuracy (ditzoo digits classifier v1)": rows[0].values["accuracy"].value,
     }
     assert DiT.from_pretrained("hf-hub:me/mine").details.results == results_for(QUICK_RESULTS, DiT, model.config)
-    with pytest.raises(ValueError, match=r"has no row of a model with this configuration; its rows: real digits, "):
+    with pytest.raises(ValueError, match=r"has no row of a model with this configuration; its rows: mdtv2_ti_2, "):
         results_for(QUICK_RESULTS, DiT, {**model.config, "depth": 9})
+    for row in (rows[0], replace(rows[0], seed=1), replace(rows[0], name="of_another_package_ti_2")):
+        write_row(tmp_path / "results.jsonl", row)
+    with pytest.raises(ValueError, match=r"has 2 rows of models with this configuration \(dit_ti_2 with seed 0, "):
+        results_for(tmp_path / "results.jsonl", DiT, model.config)
 
 
 def test_a_repository_that_holds_no_model(hub):
@@ -316,9 +467,24 @@ def test_a_repository_that_holds_no_model(hub):
     with pytest.raises(ValueError, match=r"config\.json lacks model, model_cls: it is not what save_pretrained"):
         ditzoo.create("hf-hub:me/other")
     hub.create("me/pickle", {"model.pt": b"x", "modeling.py": b"raise SystemExit"})
-    with pytest.raises(DownloadError, match=r"me/pickle was not fetched: it holds no file \*\.json or"):
+    with pytest.raises(DownloadError, match=r"me/pickle was not fetched: it holds no file config\.json or"):
         ditzoo.create("hf-hub:me/pickle")
     assert hub.asked("GET", r"modeling\.py|model\.pt") == []
+    hub.create("me/pipeline", {"model_index.json": b"{}", "transformer/diffusion_pytorch_model.safetensors": b"x"})
+    message = (
+        r"hf-hub:me/pipeline holds a pipeline of diffusers: ditzoo\.Pipeline\.from_diffusers\('me/pipeline'\) reads"
+    )
+    with pytest.raises(ValueError, match=message):
+        ditzoo.create("hf-hub:me/pipeline")
+    assert hub.asked("GET", "/storage/") == []  # no weights were fetched to find that out
+
+
+def test_models_in_folders_of_a_repository_are_not_fetched(hub):
+    lively("dit_ti_2").push_to_hub("me/mine", samples=False)
+    hub.repository("me/mine").commit({"step-100/model.safetensors": Blob(b"large", is_large=True)})
+    ditzoo.create("hf-hub:me/mine")
+    assert len(hub.asked("GET", "/storage/")) == 1
+    assert hub.asked("HEAD", "step-100") == []
 
 
 @pytest.mark.parametrize("name", ["hf-hub:", "hf-hub:alone", "hf-hub:a/b@", "hf-hub:me/../x"])

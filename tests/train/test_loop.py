@@ -11,6 +11,7 @@ import ditzoo
 from ditzoo.bench import QUICK
 from ditzoo.data import load_digits_split
 from ditzoo.diffusion import make_process
+from ditzoo.models import EvaluationResult
 from ditzoo.recipe import Recipe
 from ditzoo.train import TrainOptions, train
 from ditzoo.train.loop import _learning_rate_factor, _shuffled
@@ -49,6 +50,21 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
     assert _learning_rate_factor(600, options) == pytest.approx(0.5)
     assert _learning_rate_factor(350, options) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
     assert _learning_rate_factor(1100, options) == pytest.approx(0)
+
+
+def test_the_models_know_how_they_were_trained() -> None:
+    model = fresh("dit_ti_2.digits", pretrained=True)
+    old = EvaluationResult(metric="FID-50K", value=2.0, dataset="x")
+    model.details = replace(model.details, results=(old,), training_command="before")
+    result = run(model, replace(RECIPE, source="mine"))
+    details = result.ema.details
+    assert details.recipe == replace(RECIPE, weights="ema", source="mine", licence="Apache-2.0")
+    assert model.details == replace(details, recipe=replace(details.recipe, weights="raw"))
+    assert (details.data, details.training_command, details.label_names[3]) == (None, None, "3, three")
+    (loss,) = details.results
+    assert (loss.metric, loss.dataset) == ("training loss", "the training data")
+    assert loss.value == pytest.approx(sum(result.losses) / 2)
+    assert loss.settings == "mean of the last 2 steps; 48 images seen in batches of 32, seed 0"
 
 
 def test_the_same_seed_trains_the_same_weights_and_another_seed_others() -> None:

@@ -1,7 +1,9 @@
 """Models on disk: nothing is lost, nothing is half written, and no folder is trusted."""
 
 import errno
+import hashlib
 import json
+import os
 import re
 import resource
 import shutil
@@ -27,6 +29,13 @@ from tests.zoo import TINY, enliven, inputs, lively
 
 #: One folder of each version of the format, with outputs of its model.
 FOLDERS = Path(__file__).parent / "folders"
+#: The sha256 of each file: users have such folders, so that theirs change no more.
+FROZEN = {
+    "version-1/config.json": "15d55258beee66740609d41b6b6d6c3ecaa63acc50d4bde80eb52527e5632357",
+    "version-1/model.safetensors": "bb72204a74ab2c79a47b571df36bf92bc65cea97ff1391f371fee37e48d6a287",
+    "version-1/outputs.safetensors": "7fb58d91c40de60f71dfe8b59fc14bb05552f983bc701d2fe776b4da25a84f01",
+    "version-1/weak_model.safetensors": "e3f2a3ef673dc61ddead0a5bf2a2d72fcef61ec5bb9bb1ccb76079a4a132009b",
+}
 RESULT = EvaluationResult(metric="Frechet distance (pixels)", value=1.25, dataset="digits", settings="8 samples")
 #: What the constructors of the families have besides the options that all share.
 UNUSUAL = {"mlp_ratio": 2.0, "class_dropout_prob": 0.25, "num_classes": 3, "input_size": 16}
@@ -149,6 +158,41 @@ def test_a_job_killed_between_two_files_leaves_no_mixture(saved, monkeypatch):
         DiT.from_pretrained(saved)
 
 
+def test_a_folder_that_others_write_too_is_not_removed(saved, tmp_path, monkeypatch):
+    new = tmp_path / "new"
+
+    def others_come_first(*arguments, **options):
+        shutil.copytree(saved, new, dirs_exist_ok=True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folders, "save_weights", others_come_first)
+    with pytest.raises(OSError, match="No space left"):
+        lively("uvit_ti_2").save_pretrained(new)
+    assert names(new) == names(saved)
+
+
+def test_what_killed_jobs_left_goes_after_a_day(saved):
+    now = time.time()
+    for name, hours in [(".new.partial-old", 25), (".new.partial-young", 1), (".mine.partial-old", 25)]:
+        (saved / name).mkdir()
+        (saved / name / "model.safetensors").write_bytes(b"half")
+        os.utime(saved / name, (now, now - hours * 3600))
+    model = DiT.from_pretrained(saved)  # it does not look into them
+    model.save_pretrained(saved)
+    assert names(saved) == [".mine.partial-old", ".new.partial-young", "config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(("umask", "folder", "file"), [(0o077, 0o700, 0o600), (0o002, 0o775, 0o664)])
+def test_who_may_read_is_what_the_umask_says(tmp_path, umask, folder, file):
+    before = os.umask(umask)
+    try:
+        lively("dit_ti_2").save_pretrained(tmp_path / "saved", max_shard_size=500_000)
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "saved").iterdir()}
+    assert ((tmp_path / "saved").stat().st_mode & 0o777, modes) == (folder, {file})
+
+
 def test_a_model_without_values_is_not_saved(tmp_path):
     with torch.device("meta"):
         model = ditzoo.create("dit_ti_2")
@@ -210,6 +254,15 @@ def test_folders_of_every_version_load_for_ever(folder):
     pipe = ditzoo.Pipeline.from_pretrained(folder)
     assert pipe.weak_model is not None
     torch.testing.assert_close(pipe(["two", 0], seed=3).latents, expected["samples"], rtol=1e-3, atol=1e-4)
+
+
+def test_folders_of_every_version_are_as_they_were_written():
+    found = {
+        path.relative_to(FOLDERS).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in FOLDERS.rglob("*")
+        if path.is_file()
+    }
+    assert found == FROZEN
 
 
 def test_there_is_a_folder_of_the_version_that_is_written():

@@ -139,8 +139,8 @@ def test_revisions_are_branches_tags_and_commits(hub, repository):
 
 def test_a_folder_brings_no_code_and_no_pickles(hub):
     code = {"modeling.py": b"1/0", "sub/x.py": b"1/0", "x.pyc": b"", "x.so": b"", "model.bin": b"", "a.pt": b""}
-    data = {"config.json": CONFIG, "sub/model.safetensors": WEIGHTS, "README.md": b"# Mine", "samples.png": b"1"}
-    hub.create("me/mine", {**code, **data, "other.npz": b"1"})
+    data = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "README.md": b"# Mine", "samples.png": b"1"}
+    hub.create("me/mine", {**code, **data, "other.npz": b"1", "step-100/model.safetensors": WEIGHTS})
     folder = fetch_folder("me/mine")
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert found == data
@@ -194,6 +194,20 @@ def test_wrong_bytes_are_refused_and_removed(hub, repository):
         "files, or the repository is broken."
     )
     assert fetch_file("me/mine", "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_wrong_bytes_of_a_small_file_are_refused_and_removed(hub, repository):
+    hub.alter_downloads(spoilt)
+    named = hashlib.sha1(b"blob %d\0" % len(CONFIG) + CONFIG).hexdigest()
+    text = refusal(lambda: fetch_folder("me/mine", patterns=["config.json"]))
+    assert text.startswith("me/mine was not fetched: the bytes that came as config.json have the sha1 ")
+    assert f"and the Hub names {named}. They are removed: run it again" in text
+    assert (fetch_folder("me/mine") / "config.json").read_bytes() == CONFIG
+
+
+def test_a_mirror_may_name_small_files_by_their_own_hash(hub, repository, monkeypatch):
+    monkeypatch.setattr(Blob, "git_oid", property(lambda blob: hashlib.sha1(blob.data).hexdigest()))
+    assert fetch_file("me/mine", "config.json").read_bytes() == CONFIG
 
 
 def test_wrong_bytes_in_a_folder_leave_the_good_ones(hub):
@@ -444,6 +458,16 @@ def test_weights_of_an_earlier_push_go_and_other_files_stay(hub, folder):
     (folder / "model.safetensors").unlink()
     push_folder(folder, "me/mine")  # no weights: those that are there stay
     assert repository.files()["model.safetensors"] == WEIGHTS
+
+
+def test_a_pull_request_is_not_made(hub, repository, folder):
+    text = refusal(lambda: push_folder(folder, "me/mine", revision="refs/pr/1"), UploadError)
+    assert "nothing was pushed to me/mine (revision refs/pr/1): there is no such revision." in text
+    repository.branches["refs/pr/1"] = repository.head.id
+    (folder / "config.json").write_bytes(b"{}")
+    push_folder(folder, "me/mine", revision="refs/pr/1")
+    assert repository.files("refs/pr/1")["config.json"] == b"{}"
+    assert repository.files()["config.json"] == CONFIG
 
 
 def test_a_branch_is_made_where_there_is_none(hub, repository, folder):
