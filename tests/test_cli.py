@@ -150,7 +150,7 @@ def test_bench_quick_prints_the_table_and_says_when_all_is_done(tmp_path: Path) 
     assert "uvit_ti_2" in first.output
     assert "It is no FID" in first.output
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "results.jsonl", "report.md", "comparison.png", "samples.png", "samples",
+        "results.jsonl", "report.md", "comparison.png", "samples.png", "samples", "models",
     }  # fmt: skip
     second = run(*arguments)
     assert "Finished earlier" in second.output
