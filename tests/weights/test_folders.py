@@ -21,7 +21,7 @@ import ditzoo
 from ditzoo import Pipeline
 from ditzoo.diffusion import count_evaluations
 from ditzoo.models import DiffusionTransformer, DiT, EvaluationResult, UViT
-from ditzoo.pipeline.card import model_card
+from ditzoo.pipeline.card import CardSubject, model_card
 from ditzoo.weights import folders
 from tests.own_models import WithOption
 from tests.pipeline.pipes import QUICK
@@ -443,7 +443,7 @@ def error_of_use(folder):
     """How a folder is refused; None where it loads and serves for a card and a pipeline."""
     try:
         model = DiT.from_pretrained(folder)
-        assert model_card(model, model.details, "me/mine", has_samples=False).encode()
+        assert model_card(CardSubject(model=model, details=model.details), "me/mine").encode()
         if model.details.recipe is not None:
             Pipeline(model, model.details.recipe, label_names=model.details.label_names)
             count_evaluations(model.details.recipe)
