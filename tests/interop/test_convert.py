@@ -510,7 +510,7 @@ def test_targets_that_exist_are_left_alone(official, tmp_path):
 @contextmanager
 def files_end_at(num_bytes: int) -> Iterator[None]:
     """The system refuses to write more into any file, as on a disk that is full there."""
-    resource = pytest.importorskip("resource")
+    resource = pytest.importorskip("resource", reason="limits of files are set by it, which Windows does not have")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
