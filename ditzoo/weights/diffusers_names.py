@@ -142,13 +142,13 @@ def read_diffusers_transformer(folder: Path | str) -> tuple[dict[str, Any], dict
         _check_blocks(options, theirs)
         with torch.device("meta"):
             model = DiT(**options)
-        state = official_state(theirs, model)
+        state = dit_state(theirs, model)
     except ValueError as error:
         raise ValueError(f"{found}: {error}") from error
     return options, state
 
 
-def official_state(theirs: Mapping[str, Tensor], model: DiT) -> dict[str, Tensor]:
+def dit_state(theirs: Mapping[str, Tensor], model: DiT) -> dict[str, Tensor]:
     """As `ditzoo_state`, with the position table: that of the file, if it has one, and else in the precision of the
     other weights."""
     rest = {name: tensor for name, tensor in theirs.items() if name != POSITIONS}

@@ -21,8 +21,8 @@ from ditzoo.weights.catalogue import fetch_published, note_licence, note_licence
 from ditzoo.weights.diffusers_extra import extra_beside
 from ditzoo.weights.diffusers_names import (
     PIPELINE_INDEX,
+    dit_state,
     is_diffusers_state,
-    official_state,
     read_diffusers_transformer,
     transformer_folder,
 )
@@ -249,7 +249,7 @@ def _load(
     try:
         if is_diffusers_state(tensors) and type(model) is DiT:  # diffusers has no SiT
             with torch.device("meta"):
-                tensors = official_state(tensors, DiT(**{**config, **options}))
+                tensors = dit_state(tensors, DiT(**{**config, **options}))
         result = load_weights(model, tensors, source=options if may_adapt else None, strict=strict)
     except ValueError as error:
         raise ValueError(f"{source.place}: {error}") from error

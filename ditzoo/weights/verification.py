@@ -10,7 +10,7 @@ import torch
 from ditzoo import registry
 from ditzoo.models import DiffusionTransformer, DiT
 from ditzoo.weights.checks import Check, Verification
-from ditzoo.weights.diffusers_names import is_diffusers_state, official_state, transformer_folder
+from ditzoo.weights.diffusers_names import dit_state, is_diffusers_state, transformer_folder
 from ditzoo.weights.file_checks import file_checks, hints
 from ditzoo.weights.files import Nest, WeightsFile, read_checkpoint
 from ditzoo.weights.match import FileForNetwork
@@ -88,7 +88,7 @@ def _with_official_names(file: WeightsFile, model: DiffusionTransformer) -> Weig
     if type(model) is not DiT or not is_diffusers_state(file.tensors):
         return file
     try:
-        return replace(file, tensors=official_state(file.tensors, model))
+        return replace(file, tensors=dit_state(file.tensors, model))
     except ValueError:  # of another network: the checks say how the names differ
         return file
 
