@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # One stream for each use, so that the noise of a sample and the draws of its training never coincide.
-_SAMPLING, _TRAINING, _STEP, _EPOCH, _SAMPLING_STEP, _LABEL = range(6)
+_SAMPLING, _TRAINING, _STEP, _EPOCH, _SAMPLING_STEP, _LABEL, _DATA = range(7)
 
 
 class TrainingDraws(NamedTuple):
@@ -109,6 +109,11 @@ def step_uniform(seed: int, step: int) -> Tensor:
 def epoch_order(seed: int, epoch: int, num_images: int) -> Tensor:
     """A shuffle of the data set for one epoch, (num_images,) int64."""
     return torch.randperm(num_images, generator=_generator(_EPOCH, seed, epoch))
+
+
+def data_generator(seed: int, number: int) -> torch.Generator:
+    """What a data set draws for the sample of a running number: flips, crops, a latent's noise."""
+    return _generator(_DATA, seed, number)
 
 
 def _generator(stream: int, seed: int, *place: int) -> torch.Generator:
