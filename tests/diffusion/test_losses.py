@@ -132,7 +132,7 @@ def test_a_step_tells_what_its_loss_is_made_of():
 
     terms = training_terms(network, GaussianDiffusion(recipe), x0, y, passes, mask=object())
     assert set(terms) == {"loss", "mse", "vb", "masked_mse", "masked_vb"}
-    assert float(terms["loss"]) == pytest.approx(sum(float(terms[name]) for name in terms if name != "loss"), rel=1e-6)
+    assert terms["loss"].item() == pytest.approx(sum(float(terms[name]) for name in terms if name != "loss"), rel=1e-6)
     assert [name for name, value in terms.items() if value.requires_grad] == ["loss"]
     alone = training_terms(network, GaussianDiffusion(recipe), x0, y, passes[:1])
     assert {name: float(value) for name, value in alone.items() if name != "loss"} == {

@@ -131,7 +131,7 @@ class Process:
 
     @property
     def drawn_timesteps(self) -> int | None:
-        """What `draw_training` takes as `num_timesteps`: T where timesteps are drawn, None where uniform numbers are."""
+        """`draw_training`'s `num_timesteps`: T where timesteps are drawn, None where uniform numbers are."""
         return self.num_timesteps if self.logit_normal is None else None
 
     def training_times(self, t: Tensor) -> Tensor:
