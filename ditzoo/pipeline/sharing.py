@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from ditzoo.diffusion import count_evaluations
-from ditzoo.media.files import writing_folder
+from ditzoo.media.files import writing, writing_folder
 from ditzoo.metrics import count_macs
 from ditzoo.models import DiffusionTransformer, EvaluationResult, ModelDetails
 from ditzoo.pipeline.card import CardSubject, is_generated, model_card
@@ -173,7 +173,7 @@ def _push(
     elif samples is not False and not picture.exists() and _is_drawn(subject, asked=samples is True):
         _draw(subject, picture)
     if not _is_written(folder / CARD):
-        card = model_card(subject, repo_id, caption=_caption_of(picture) if picture.exists() else None)
+        card = model_card(subject, repo_id, caption=caption_of(picture) if picture.exists() else None)
         (folder / CARD).unlink(missing_ok=True)  # it may be a link to the user's own
         (folder / CARD).write_text(card, encoding="utf-8")
     return push_folder(folder, repo_id, is_generated=is_generated, **where)
@@ -200,7 +200,7 @@ def _copy_picture(source: Path, target: Path) -> None:
         raise ValueError(f"{source} cannot be read as a picture for the card; give a PNG or JPEG file.") from error
 
 
-def _caption_of(picture: Path) -> str:
+def caption_of(picture: Path) -> str:
     """What a picture says that it shows; nothing where it says nothing."""
     try:
         with Image.open(picture) as image:
@@ -224,33 +224,58 @@ def _is_drawn(subject: CardSubject, asked: bool) -> bool:
     return False
 
 
+def draw_samples(pipe: Pipeline, path: Path, *, rows: int = _ROWS, columns: int = _COLUMNS, **options: Any) -> str:
+    """A grid with a column for each of some classes; of few classes, several columns each. Written with its caption.
+
+    Args:
+        pipe: draws it.
+        path: of a PNG file; its folder is made where it is missing.
+        rows: of the grid.
+        columns: likewise, at most.
+        **options: of the pipeline's call, such as `seed`.
+
+    Returns:
+        The caption; empty for an unconditional model.
+
+    Raises:
+        FloatingPointError: where a sample is not finite.
+        OSError: where the picture cannot be written.
+    """
+    model = pipe.model
+    if model.num_classes:
+        labels = _columns(model.num_classes, columns)
+        names = pipe.label_names
+        caption = _column_names(labels, None if names is None else tuple(names))
+        samples = pipe(labels * rows, **options)
+    else:
+        labels, caption = [0] * columns, ""
+        samples = pipe(num_images=rows * columns, **options)
+    facts = PngInfo()
+    facts.add_itxt(_CAPTION, caption)
+    with writing(path) as temporary:
+        samples.grid(len(labels), scale=samples.scale).save(temporary, "PNG", pnginfo=facts)
+    return caption
+
+
 def _draw(subject: CardSubject, path: Path) -> None:
-    """A grid with a column for each of some classes; of few classes, several columns each."""
+    """Samples of the model for its card."""
     model, details = subject.model, subject.details
     assert details.recipe is not None
     training = model.training
     try:
         pipe = Pipeline(model, details.recipe, label_names=details.label_names, weak_model=subject.weak_model)
-        if model.num_classes:
-            labels = _columns(model.num_classes)
-            samples, caption = pipe(labels * _ROWS), _column_names(labels, details.label_names)
-        else:
-            labels, caption = [0] * _COLUMNS, ""
-            samples = pipe(num_images=_ROWS * _COLUMNS)
-        facts = PngInfo()
-        facts.add_itxt(_CAPTION, caption)
-        samples.grid(len(labels), scale=samples.scale).save(path, "PNG", pnginfo=facts)
+        draw_samples(pipe, path)
     except FloatingPointError as error:
         _logger.warning("No samples are drawn for the card: %s", error)
     finally:
         model.train(training)
 
 
-def _columns(num_classes: int) -> list[int]:
+def _columns(num_classes: int, columns: int) -> list[int]:
     """The label of each column: classes spread over all of them."""
-    count = min(num_classes, _COLUMNS)
+    count = min(num_classes, columns)
     spread = [round(i * (num_classes - 1) / max(1, count - 1)) for i in range(count)]
-    return [label for label in spread for _ in range(_COLUMNS // count)]
+    return [label for label in spread for _ in range(columns // count)]
 
 
 def _column_names(labels: Sequence[int], names: Sequence[str] | None) -> str:

@@ -32,6 +32,8 @@ from ditzoo.weights.values import warn_of_non_finite
 #: Of `CONFIG`. A folder of an earlier version is read for ever; tests/weights/folders keeps one of each.
 SCHEMA_VERSION = 1
 CONFIG, STEM, WEAK_STEM = "config.json", "model", "weak_model"
+#: In the folder of a training run: that of its checkpoints, and what is written last into each of them.
+CHECKPOINTS, PROGRESS = "checkpoints", "training.json"
 #: Of the names of files of weights, as patterns.
 _ENDINGS = (".safetensors", INDEX_SUFFIX, "-?????-of-?????.safetensors")
 #: What `CONFIG` says of a network, by type.
@@ -303,6 +305,25 @@ def construct(model_cls: type[DiffusionTransformer], options: Mapping[str, Any],
         return model_cls(**options)
     with torch.device("meta"):
         return model_cls(**options)
+
+
+def model_folder(path: Path | str) -> Path:
+    """The folder of a model that a path means: itself, or of a training run the newest checkpoint.
+
+    Whatever is neither comes back as it is, for others to tell what is wrong with it.
+
+    Raises:
+        FileNotFoundError: for a run without a whole checkpoint.
+    """
+    folder = Path(path)
+    checkpoints = folder / CHECKPOINTS
+    if (folder / CONFIG).is_file() or not checkpoints.is_dir():
+        return folder
+    named = [each for each in checkpoints.iterdir() if each.name.isdigit() and each.is_dir()]
+    whole = [each for each in named if all((each / name).is_file() for name in (CONFIG, PROGRESS))]
+    if not whole:
+        raise FileNotFoundError(f"{folder} is a training run without a whole checkpoint; let it train on.")
+    return max(whole, key=lambda each: int(each.name))
 
 
 def is_own(path: str) -> bool:
