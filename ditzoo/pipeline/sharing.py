@@ -22,9 +22,11 @@ from ditzoo.pipeline.pipeline import Pipeline
 from ditzoo.weights.folders import (
     CONFIG,
     STEM,
+    TRAINING_STATE,
     WEAK_STEM,
     FolderConfig,
     load_network,
+    model_folder,
     read_config,
     rewrite_details,
     save_model,
@@ -41,8 +43,10 @@ _QUICK = 2e12
 _ROWS, _COLUMNS = 4, 10
 #: The entry of a picture that says what it shows, as PNG files have it.
 _CAPTION = "Description"
-#: Files of a model, by pattern; nothing else in a folder, such as the state of an optimiser, is uploaded.
-_TRAVELLING = (CONFIG, "*.safetensors", "*.safetensors.index.json", CARD, SAMPLES, "LICENSE*")
+#: Files that people read or look at, by pattern.
+_WORDS = (CARD, SAMPLES, "LICENSE*")
+#: Files of a model likewise; nothing else in a folder is uploaded, and not the state of an optimiser.
+_TRAVELLING = (CONFIG, "*.safetensors", "*.safetensors.index.json", *_WORDS)
 
 _logger = logging.getLogger("ditzoo")
 
@@ -76,11 +80,12 @@ def push_saved(
     results: Sequence[EvaluationResult] = (),
     **where: Any,
 ) -> str:
-    """Upload a folder that `save_pretrained` wrote, with a card and samples if it has none.
+    """Upload a folder that `save_pretrained` wrote, or the newest checkpoint of a training run, with a card and samples
+    if it has none.
 
     Args:
         folder: its weights are uploaded as they are. A `README.md` that somebody wrote or edited, and `samples.png`,
-            go before new ones.
+            go before new ones; those of a run lie in the run's own folder.
         repo_id: `"user/repo"`.
         samples: as `DiffusionTransformer.push_to_hub` has it.
         licence: of the weights, in place of the recipe's.
@@ -94,18 +99,19 @@ def push_saved(
         OSError, ValueError: as `from_pretrained` and `push_to_hub`: what does not load is not uploaded. Nor is what a
             link leads to outside of the folder.
     """
-    folder = Path(folder)
+    run, folder = Path(folder), model_folder(folder)
     config = read_config(folder)
     model, weak_model = _load_all(config)
     details = _with_licence(replace(config.details, results=(*config.details.results, *results)), licence, folder)
-    with TemporaryDirectory(prefix="ditzoo-push-") as name:
-        staged = Path(name)
-        for path in _travelling(folder):
-            (staged / path.name).symlink_to(path.resolve())
+    with TemporaryDirectory(prefix="ditzoo-push-") as temporary:
+        staged = Path(temporary)
+        travelling = {path.name: path for path in [*_travelling(folder), *_travelling(run, _WORDS)]}
+        for name, path in travelling.items():
+            (staged / name).symlink_to(path.resolve())
         if details != config.details:
             rewrite_details(staged, details)
             if _is_written(staged / CARD):
-                _logger.warning("%s stays as it is: write the new licence and results into it.", folder / CARD)
+                _logger.warning("%s stays as it is: write the new licence and results into it.", travelling[CARD])
         subject = CardSubject(model=model, details=details, weak_model=weak_model)
         return _push(staged, subject, repo_id, samples, where)
 
@@ -139,13 +145,14 @@ def _load_all(config: FolderConfig) -> tuple[DiffusionTransformer, DiffusionTran
     return model, None if weak is None else load_network(config, weak, WEAK_STEM)
 
 
-def _travelling(folder: Path) -> list[Path]:
+def _travelling(folder: Path, patterns: Sequence[str] = _TRAVELLING) -> list[Path]:
     """The files of a model. The folder may be a stranger's, and a link in it lead to a secret that would be uploaded.
 
     Raises:
         ValueError: for such a link.
     """
-    files = sorted(path for pattern in _TRAVELLING for path in folder.glob(pattern) if path.is_file())
+    found = (path for pattern in patterns for path in folder.glob(pattern))
+    files = sorted(path for path in found if path.is_file() and path.name != TRAINING_STATE)
     for path in files:
         check_inside(path)
     return files
@@ -271,7 +278,7 @@ def _draw(subject: CardSubject, path: Path) -> None:
         model.train(training)
 
 
-def _columns(num_classes: int, columns: int) -> list[int]:
+def _columns(num_classes: int, columns: int = _COLUMNS) -> list[int]:
     """The label of each column: classes spread over all of them."""
     count = min(num_classes, columns)
     spread = [round(i * (num_classes - 1) / max(1, count - 1)) for i in range(count)]
