@@ -180,7 +180,8 @@ def convert(src: str, dst: Path, to: Layout, dtype: str | None, **options: Any) 
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 def sample(name: str, out: Path, **options: Any) -> None:
-    """Sample from a model: NAME is a tagged name such as dit_ti_2.digits, a folder, or hf-hub:user/repo.
+    """Sample from a model: NAME is a tagged name such as dit_ti_2.digits, a folder of a model or of a training run,
+    or hf-hub:user/repo.
 
     OUT decides what is written: a grid (.png), an animation of the steps (.gif, .webp), a file for ADM's evaluation
     (.npz), or else a folder of PNG files. File and folder are written in shards: a stopped job goes on where it was,
@@ -210,7 +211,7 @@ def sample(name: str, out: Path, **options: Any) -> None:
 def push(
     folder: Path, repo_id: str, results: Path | None, samples: Path | None, draw: bool | None, **options: Any
 ) -> None:
-    """Upload FOLDER, a model that was saved, to the Hugging Face Hub, with a model card.
+    """Upload FOLDER, a model that was saved or a training run, to the Hugging Face Hub, with a model card.
 
     Log in first: `hf auth login`, or HF_TOKEN in the environment.
     """

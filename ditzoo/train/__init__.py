@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ditzoo.train.config import RunConfig, make_config
-    from ditzoo.train.loop import TrainOptions, TrainResult, train
+    from ditzoo.train.loop import Training, TrainResult, train
+    from ditzoo.train.options import TrainOptions
+    from ditzoo.train.run import RunResult, run
 
 _PUBLIC = {
     "RunConfig": "ditzoo.train.config",
-    "TrainOptions": "ditzoo.train.loop",
+    "RunResult": "ditzoo.train.run",
+    "TrainOptions": "ditzoo.train.options",
     "TrainResult": "ditzoo.train.loop",
+    "Training": "ditzoo.train.loop",
     "make_config": "ditzoo.train.config",
+    "run": "ditzoo.train.run",
     "train": "ditzoo.train.loop",
 }
 
-__all__ = ["RunConfig", "TrainOptions", "TrainResult", "make_config", "train"]
+__all__ = ["RunConfig", "RunResult", "TrainOptions", "TrainResult", "Training", "make_config", "run", "train"]
 
 
 def __getattr__(name: str) -> Any:
