@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed, multiprocessing
+from torch.distributed.fsdp import fully_shard
 
 from ditzoo.train.guards import SpikeWatch, gradient_norms, non_finite_report
 from tests.zoo import TINY, inputs, lively
@@ -66,6 +68,26 @@ def test_the_norms_of_all_parts_make_up_that_of_the_model(name):
     block = model.get_submodule(model.block_names()[0])
     own = torch.nn.utils.get_total_norm([p.grad for p in block.parameters() if p.grad is not None])
     assert norms[model.block_names()[0]] == pytest.approx(own.item(), rel=1e-5)
+
+
+def norms_in_shards(rank: int, folder: Path) -> None:
+    store = distributed.FileStore(str(folder / "store"), 2)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    model = lively("dit_ti_2")
+    for name in model.block_names():
+        fully_shard(model.get_submodule(name))
+    fully_shard(model)
+    model(*inputs(model)).square().mean().backward()
+    torch.save(gradient_norms(model), folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow  # two processes
+def test_the_norms_of_sharded_gradients_are_those_of_the_whole(tmp_path):
+    multiprocessing.spawn(norms_in_shards, (tmp_path,), nprocs=2)
+    expected = gradient_norms(with_gradients())
+    for rank in (0, 1):
+        assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(expected, rel=1e-5)
 
 
 def report(model, **changes):
