@@ -1,5 +1,33 @@
 """Data sets for training and judging models."""
 
-from ditzoo.data.digits import DigitsSplit, load_digits_split, to_uint8
+from ditzoo.data.buckets import BucketOrder, bucket_sizes
+from ditzoo.data.digits import Digits, DigitsSplit, load_digits_split, to_uint8
+from ditzoo.data.folders import ImageFolder
+from ditzoo.data.images import UnreadableImageError, center_crop, flip_draws, random_flips, read_image, to_tensor
+from ditzoo.data.loader import Batch, batches
+from ditzoo.data.open import open_source
+from ditzoo.data.source import Loaded, Order, Shuffle, Source, TensorSource
 
-__all__ = ["DigitsSplit", "load_digits_split", "to_uint8"]
+__all__ = [
+    "Batch",
+    "BucketOrder",
+    "Digits",
+    "DigitsSplit",
+    "ImageFolder",
+    "Loaded",
+    "Order",
+    "Shuffle",
+    "Source",
+    "TensorSource",
+    "UnreadableImageError",
+    "batches",
+    "bucket_sizes",
+    "center_crop",
+    "flip_draws",
+    "load_digits_split",
+    "open_source",
+    "random_flips",
+    "read_image",
+    "to_tensor",
+    "to_uint8",
+]
