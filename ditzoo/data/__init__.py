@@ -2,9 +2,12 @@
 
 from ditzoo.data.buckets import BucketOrder, bucket_sizes
 from ditzoo.data.digits import Digits, DigitsSplit, load_digits_split, to_uint8
+from ditzoo.data.encode import Encoded, encode
 from ditzoo.data.folders import ImageFolder
 from ditzoo.data.images import UnreadableImageError, center_crop, flip_draws, random_flips, read_image, to_tensor
+from ditzoo.data.latents import LatentCache
 from ditzoo.data.loader import Batch, batches
+from ditzoo.data.manifest import LatentManifest
 from ditzoo.data.open import open_source
 from ditzoo.data.source import Loaded, Order, Shuffle, Source, TensorSource
 
@@ -13,7 +16,10 @@ __all__ = [
     "BucketOrder",
     "Digits",
     "DigitsSplit",
+    "Encoded",
     "ImageFolder",
+    "LatentCache",
+    "LatentManifest",
     "Loaded",
     "Order",
     "Shuffle",
@@ -23,6 +29,7 @@ __all__ = [
     "batches",
     "bucket_sizes",
     "center_crop",
+    "encode",
     "flip_draws",
     "load_digits_split",
     "open_source",
