@@ -23,6 +23,9 @@ from ditzoo.media.codec import Codec, Posterior
 from ditzoo.media.files import writing
 from ditzoo.recipe import Recipe
 
+#: The one entry of a file's metadata: several would be written in another order each time.
+_ABOUT = "ditzoo"
+
 
 class LatentShard(NamedTuple):
     """What one file of a cache holds, mapped into memory: values are read from disk when they are used.
@@ -45,9 +48,9 @@ def write_shard(folder: Path, manifest: LatentManifest, number: int, shard: Late
         OSError: it cannot be written; the message names it.
     """
     labels = {} if shard.labels is None else {"labels": shard.labels}
-    about = {"manifest": manifest.digest(), "number": str(number), "unreadable": json.dumps(shard.unreadable)}
+    about = {"manifest": manifest.digest(), "number": number, "unreadable": shard.unreadable}
     with writing(folder / manifest.shard_name(number)) as temporary:
-        save_file({"moments": shard.moments, **labels}, temporary, metadata=about)
+        save_file({"moments": shard.moments, **labels}, temporary, metadata={_ABOUT: json.dumps(about)})
 
 
 def read_shard(folder: Path, manifest: LatentManifest, number: int) -> LatentShard:
@@ -62,14 +65,16 @@ def read_shard(folder: Path, manifest: LatentManifest, number: int) -> LatentSha
         raise FileNotFoundError(f"{path} has not been made yet.")
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
+            about = json.loads(file.metadata()[_ABOUT])
             labels = file.get_tensor("labels") if manifest.num_classes else None
-            shard = LatentShard(file.get_tensor("moments"), labels, tuple(json.loads(about["unreadable"])))
+            shard = LatentShard(file.get_tensor("moments"), labels, tuple(about["unreadable"]))
             found = (about["manifest"], about["number"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({str(error).strip()}).") from error
-    shape = (len(manifest.shard_range(number)), *manifest.moments_shape)
-    if (*found, tuple(shard.moments.shape)) != (manifest.digest(), str(number), shape):
+    count = len(manifest.shard_range(number))
+    tensors = [(count, *manifest.moments_shape), getattr(torch, manifest.dtype), None if labels is None else (count,)]
+    there = [shard.moments.shape, shard.moments.dtype, None if labels is None else labels.shape]
+    if (*found, *there) != (manifest.digest(), number, *tensors):
         raise ValueError(f"{path} holds other latents than file {number} of this cache.")
     return shard
 

@@ -74,6 +74,8 @@ class LatentManifest:
                 raise ValueError(f"{name} must be three whole numbers above 0, got {shape!r:.60}.")
         if self.label_names is not None and not all(isinstance(name, str) for name in _tuple(self, "label_names")):
             raise TypeError(f"label_names must be texts, got {self.label_names!r:.60}.")
+        if self.label_names is not None and len(self.label_names) != self.num_classes:
+            raise ValueError(f"{self.num_classes} classes have {len(self.label_names)} label_names.")
         for name in ("codec", "encoder_hash"):
             if getattr(self, name) is not None:
                 _check(self, name, str)

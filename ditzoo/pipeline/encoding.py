@@ -84,8 +84,8 @@ class EncodeCommand:
         place = self.codec or (None if recipe is None else recipe.latent_codec or PIXELS)
         if place is None:
             raise ValueError(
-                "encoding needs an autoencoder: --model NAME takes that of a model's recipe, --codec PLACE that of a "
-                f"folder or of the Hub, such as stabilityai/sd-vae-ft-ema, and --codec {PIXELS} keeps images as they are."
+                "encoding needs an autoencoder: --model NAME takes that of a model's recipe, --codec PLACE one of a "
+                f"folder or the Hub, such as stabilityai/sd-vae-ft-ema, and --codec {PIXELS} keeps images as they are."
             )
         if place == PIXELS:
             return PixelCodec(1 if self.data.startswith("digits") else 3)
