@@ -202,6 +202,16 @@ class Devices:
         dist.broadcast_object_list(values, src=0, group=self.cpu_group)
         return values[0]
 
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, by rank, in all."""
+        if self.cpu_group is None:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self.cpu_group)
+        return values
+
     def barrier(self) -> None:
         """Wait until all processes are here."""
         self.any(0)

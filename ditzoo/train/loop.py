@@ -148,7 +148,8 @@ class Training:
             size = min(options.batch_size, options.num_images - self.seen)
 
             # Forward and backward, one micro-batch after the other.
-            found, unreadable = [], []
+            found: list[dict[str, Tensor]] = []
+            unreadable: list[str] = []
             for place in range(options.accumulation):
                 batch = next(micro_batches)
                 found.append(self._accumulate(batch, is_last=place == options.accumulation - 1))

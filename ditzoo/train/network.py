@@ -36,7 +36,9 @@ def meta_network(config: RunConfig, options: Mapping[str, Any] | None = None) ->
     name = config.model or config.from_weights
     assert name is not None, "the config fills one in"
     if config.model is None and is_hub_name(name):
-        raise ValueError(f"from_weights {name!r} is known only once it is fetched: `ditzoo pull` it, and name the folder.")
+        raise ValueError(
+            f"from_weights {name!r} is known only once it is fetched: `ditzoo pull` it, and name the folder."
+        )
     with torch.device("meta"):
         if config.model is not None or not Path(name).exists():
             return registry.create(name, **options)
