@@ -51,7 +51,7 @@ class MetricsFile:
                 file.seek(end - 1)
                 if file.read(1) != b"\n":
                     file.truncate(_last_line_end(self.path))
-            file.write(line)
+            os.write(file.fileno(), line)
         if self.trackers is not None:
             self.trackers.log(row)
 
@@ -161,7 +161,7 @@ def _arguments(name: str, tracker: Any, run: Path) -> tuple[str, ...]:
 
 def _init_options(name: str, run: Path, seen: int) -> dict[str, Any]:
     if name == "tensorboard":
-        return {"purge_step": seen} if seen else {}
+        return {"purge_step": seen + 1} if seen else {}
     return {"name": run.name, "dir": str(run)} if name == "wandb" else {}
 
 
