@@ -75,7 +75,7 @@ class RunConfig(TrainOptions):
     """draw latents from the distribution that the encoder gave; otherwise take its mean"""
     num_workers: int = field(default=0, metadata=_FREE)
     """processes that read data, for each process that trains; 0 reads in between the steps"""
-    max_unreadable: int = field(default=100, metadata=_FREE)
+    max_unreadable: int = field(default=10, metadata=_FREE)
     """files that may be unreadable and are replaced by others before the run stops"""
 
     # Length and optimiser: the quick benchmark's.

@@ -49,11 +49,15 @@ class Memory:
     adds_up: bool
 
     @property
+    def kept(self) -> int:
+        """casts + activations: what the backward pass releases."""
+        return self.casts + self.activations
+
+    @property
     def total(self) -> int:
-        """weights + optimizer + averages + the larger of gradients and (casts + activations): the backward pass
-        releases these while it makes those. Their sum where `adds_up`."""
-        kept = self.casts + self.activations
-        peak = kept + self.gradients if self.adds_up else max(kept, self.gradients)
+        """weights + optimizer + averages + the larger of `kept` and gradients, which the backward pass makes while
+        it releases the former. Their sum where `adds_up`."""
+        peak = self.kept + self.gradients if self.adds_up else max(self.kept, self.gradients)
         return self.weights + self.optimizer + self.averages + peak
 
 

@@ -124,8 +124,8 @@ def network_options(config: RunConfig, network: DiffusionTransformer, source: So
     if height == width:
         if options.get("input_size", height) != height:
             raise ValueError(
-                f"model_options has input_size={options['input_size']}, and {source.name} has a side of {height}; leave "
-                "it out, or set size."
+                f"model_options has input_size={options['input_size']}, and {source.name} has a side of {height}; "
+                "leave it out, or set size."
             )
         wanted["input_size"] = height
     changed = {name: value for name, value in wanted.items() if getattr(network, name) != value}
@@ -135,8 +135,8 @@ def network_options(config: RunConfig, network: DiffusionTransformer, source: So
 def run_recipe(config: RunConfig, model: DiffusionTransformer, *, latents: bool) -> Recipe:
     """How the run trains, and how its model is sampled: the model's recipe, changed by the settings.
 
-    Mask ratio and learned variance are the network's. Licence and source are those of published weights, so they stay only where training
-    starts from these.
+    Mask ratio and learned variance are the network's. Licence and source are those of published weights, so they stay
+    only where training starts from these.
 
     Args:
         config: the settings.
