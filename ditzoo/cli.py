@@ -199,6 +199,55 @@ def sample(name: str, out: Path, **options: Any) -> None:
 
 
 @cli.command()
+@click.argument("data")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--model", help="Encode for this model: autoencoder, scale, shift and size are those of its recipe.")
+@click.option("--codec", help="Autoencoder: a folder, the id of a model, or 'pixels' for images as they are.")
+@click.option("--codec-name", help="What recipes call the autoencoder; default: what --codec says.")
+@click.option("--size", type=click.IntRange(min=1), help="Side of the square that images are cropped to, in pixels.")
+@click.option("--scale", type=float, help="What codes are multiplied by; default: as the autoencoder says.")
+@click.option("--shift", type=float, help="What is subtracted from codes first.")
+@click.option("--flip/--no-flip", default=True, show_default=True, help="Encode mirrored images too.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the values on disk.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--shard-size", type=click.IntRange(min=1), help="Images in a file; default: 1024.")
+@click.option("--num-workers", type=click.IntRange(min=0), default=0, show_default=True, help="That read images.")
+@click.option("--max-unreadable", type=click.IntRange(min=0), default=10, show_default=True, help="Images to replace.")
+@click.option("--slicing", is_flag=True, help="Encode one image at a time, which takes less memory.")
+@click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
+@click.option(
+    "--codec-dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="In which the autoencoder computes.",
+)
+def encode(**options: Any) -> None:
+    """Cache latents of DATA in the folder OUT, so that training needs no autoencoder.
+
+    DATA is a folder of images, digits, tar files ('data/*.tar') or a data set of the Hub (hf:owner/name). A stopped
+    job goes on where it was, and under torchrun all processes share it.
+    """
+    from ditzoo.pipeline.encoding import EncodeCommand
+
+    command = EncodeCommand(**options)
+    try:
+        with _progress_bars() as progress:
+            lines = list(command.run(lambda done, total: progress("encoding", done, total)))
+    except KeyboardInterrupt:
+        click.echo(f"\n{command.when_stopped()}", err=True)
+        sys.exit(130)
+    for line in lines:
+        click.echo(line)
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("repo_id", metavar="USER/REPO")
 @click.option("--private/--public", default=None, help="Of a new repository; default: as the account's settings say.")

@@ -92,6 +92,10 @@ class ImageSource(Source):
     def image_name(self, index: int) -> str:
         """The name of the file of sample `index`, for messages."""
 
+    def label(self, index: int) -> int | None:
+        """The class of sample `index`; None where there are none."""
+        return None if self.labels is None else int(self.labels[index])
+
     def __len__(self) -> int:
         return self._num_samples
 
@@ -109,15 +113,16 @@ class ImageSource(Source):
                 "at multiples of batch_size: resume with the batch_size that the run began with."
             )
         messages: list[str] = []
-        images, chosen = [], []
+        images, labels = [], []
         for index in indices:
             found, image = self._first_readable(index, messages)
             images.append(image)
-            chosen.append(found)
+            labels.append(self.label(found))
         x = torch.stack(images)  # (B, C, H, W)
         if self.flip:
             x = random_flips(x, numbers, seed)
-        return Loaded(x, None if self.labels is None else self.labels[chosen], tuple(messages))
+        y = torch.tensor(labels) if self.num_classes else None
+        return Loaded(x, y, tuple(messages))
 
     def order(self, seed: int, batch_size: int) -> Order:
         """See `Source`; with buckets, each batch is of one."""
@@ -131,7 +136,7 @@ class ImageSource(Source):
     def _first_readable(self, index: int, messages: list[str]) -> tuple[int, Tensor]:
         """The sample, or the next of its size that can be read; what cannot be is added to `messages`."""
         size = self._size(index)
-        for candidate in self._from(index):
+        for candidate in self._candidates(index):
             if candidate in self._bad_indices:
                 continue
             try:
@@ -139,7 +144,7 @@ class ImageSource(Source):
             except UnreadableImageError as error:
                 self._bad_indices.add(candidate)
                 messages += self._unreadable.add([str(error)])
-        raise ValueError(f"none of {self.name} of {size[0]}x{size[1]} pixels can be read; {self._unreadable.last()}")
+        raise ValueError(f"no image of {self.name} can be read; {self._unreadable.last()}")
 
     def _read(self, index: int, size: Size) -> Tensor:
         name = self.image_name(index)
@@ -149,8 +154,8 @@ class ImageSource(Source):
             raise UnreadableImageError(f"{name} cannot be read: {error.strerror or error}.") from error
         return to_tensor(center_crop(read_image(file, name=name, channels=self.channels), *size))
 
-    def _from(self, index: int) -> Iterator[int]:
-        """All samples of the same size, from `index` on and round to it."""
+    def _candidates(self, index: int) -> Iterator[int]:
+        """What may stand in place of a sample: all of its size, from `index` on and round to it."""
         every = itertools.chain(range(index, self._num_samples), range(index))
         if self._bucket_of is None:
             return iter(every)

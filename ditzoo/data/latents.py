@@ -5,9 +5,9 @@ Shapes: V views of an image (as it is, mirrored), C channels of latents, h and w
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,12 @@ from torch import Tensor
 from ditzoo.data.manifest import LatentManifest
 from ditzoo.data.source import Loaded, Source
 from ditzoo.diffusion.draws import data_generator
-from ditzoo.media.claims import plain
 from ditzoo.media.codec import Codec, Posterior
 from ditzoo.media.files import writing
 from ditzoo.recipe import Recipe
+
+#: The one entry of a file's metadata: several would be written in another order each time.
+_ABOUT = "ditzoo"
 
 
 class LatentShard(NamedTuple):
@@ -46,9 +48,9 @@ def write_shard(folder: Path, manifest: LatentManifest, number: int, shard: Late
         OSError: it cannot be written; the message names it.
     """
     labels = {} if shard.labels is None else {"labels": shard.labels}
-    about = {"manifest": manifest.digest, "number": str(number), "unreadable": json.dumps(shard.unreadable)}
+    about = {"manifest": manifest.digest(), "number": number, "unreadable": shard.unreadable}
     with writing(folder / manifest.shard_name(number)) as temporary:
-        save_file({"moments": shard.moments, **labels}, temporary, metadata=about)
+        save_file({"moments": shard.moments, **labels}, temporary, metadata={_ABOUT: json.dumps(about)})
 
 
 def read_shard(folder: Path, manifest: LatentManifest, number: int) -> LatentShard:
@@ -63,14 +65,16 @@ def read_shard(folder: Path, manifest: LatentManifest, number: int) -> LatentSha
         raise FileNotFoundError(f"{path} has not been made yet.")
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
+            about = json.loads(file.metadata()[_ABOUT])
             labels = file.get_tensor("labels") if manifest.num_classes else None
-            shard = LatentShard(file.get_tensor("moments"), labels, tuple(json.loads(about["unreadable"])))
+            shard = LatentShard(file.get_tensor("moments"), labels, tuple(about["unreadable"]))
             found = (about["manifest"], about["number"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({str(error).strip()}).") from error
-    shape = (len(manifest.shard_range(number)), *manifest.moments_shape)
-    if (*found, tuple(shard.moments.shape)) != (manifest.digest, str(number), shape):
+    count = len(manifest.shard_range(number))
+    tensors = [(count, *manifest.moments_shape), getattr(torch, manifest.dtype), None if labels is None else (count,)]
+    there = [shard.moments.shape, shard.moments.dtype, None if labels is None else labels.shape]
+    if (*found, *there) != (manifest.digest(), number, *tensors):
         raise ValueError(f"{path} holds other latents than file {number} of this cache.")
     return shard
 
@@ -106,7 +110,7 @@ class LatentCache(Source):
         self.name = f"latents of {manifest.source_name}"
         self.num_classes, self.label_names = manifest.num_classes, manifest.label_names
         self.shape = manifest.latent_shape
-        self.fingerprint = _fingerprint(manifest, flip=flip, sample_posterior=sample_posterior)
+        self.fingerprint = replace(manifest, shard_size=1).digest(flip=flip, sample_posterior=sample_posterior)
         self._shards = self._open()
         self.unreadable = tuple(message for shard in self._shards for message in shard.unreadable)
 
@@ -166,11 +170,3 @@ class LatentCache(Source):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._shards = self._open()
-
-
-def _fingerprint(manifest: LatentManifest, **options: bool) -> str:
-    """Of what decides the samples, so not of names and of the size of files."""
-    entries = manifest.to_dict()
-    for name in ("source_name", "label_names", "codec", "shard_size"):
-        del entries[name]
-    return hashlib.sha256(plain({**entries, **options}).encode()).hexdigest()

@@ -74,6 +74,8 @@ class LatentManifest:
                 raise ValueError(f"{name} must be three whole numbers above 0, got {shape!r:.60}.")
         if self.label_names is not None and not all(isinstance(name, str) for name in _tuple(self, "label_names")):
             raise TypeError(f"label_names must be texts, got {self.label_names!r:.60}.")
+        if self.label_names is not None and len(self.label_names) != self.num_classes:
+            raise ValueError(f"{self.num_classes} classes have {len(self.label_names)} label_names.")
         for name in ("codec", "encoder_hash"):
             if getattr(self, name) is not None:
                 _check(self, name, str)
@@ -96,10 +98,10 @@ class LatentManifest:
         """Files in the folder."""
         return math.ceil(self.num_samples / self.shard_size)
 
-    @property
-    def digest(self) -> str:
-        """Of all entries, in every shard, so that one of another cache is noticed."""
-        return hashlib.sha256(plain(self.to_dict()).encode()).hexdigest()
+    def digest(self, **more: bool) -> str:
+        """Of all entries that decide the values, so not of names; and of `more`."""
+        entries = {name: value for name, value in self.to_dict().items() if name not in _NAMES}
+        return hashlib.sha256(plain({**entries, **more}).encode()).hexdigest()
 
     def shard_range(self, shard: int) -> range:
         """The images of file number `shard`."""
@@ -124,7 +126,8 @@ class LatentManifest:
             own = f"latent_codec={self.codec!r}, latent_scale={self.latent_scale:g}, latent_shift={self.latent_shift:g}"
             raise ValueError(
                 f"the latents of {self.source_name} do not fit the recipe: {'; '.join(differing)}. Encode the images "
-                f"again with the codec of the recipe, or train with a recipe of {own}."
+                f"again with the codec of the recipe, or train with a recipe of {own}. Only where the autoencoder is "
+                f"the same under another name, correct the name in {MANIFEST}."
             )
 
     def _misfits(self, recipe: Recipe, codec: Codec | None) -> Iterator[str]:
@@ -194,6 +197,10 @@ class LatentManifest:
             OSError: it cannot be written.
         """
         claim(folder / MANIFEST, self.to_dict(), shards=SHARDS, what="other latents")
+
+
+#: Entries for people, which can be corrected by hand.
+_NAMES = ("source_name", "label_names", "codec")
 
 
 def has_latents(folder: str | Path) -> bool:

@@ -8,11 +8,14 @@ from pathlib import Path
 from ditzoo.data.buckets import Size
 from ditzoo.data.digits import Digits
 from ditzoo.data.folders import ImageFolder
+from ditzoo.data.hub import HubImages, HubStream
 from ditzoo.data.image_source import MAX_UNREADABLE
 from ditzoo.data.source import Source
+from ditzoo.data.tars import TarFiles
 
 #: What makes a folder one of cached latents.
 LATENTS_MANIFEST = "manifest.json"
+_HUB, _STREAM = "hf:", "hf-stream:"
 _KINDS = (
     "'digits', a folder of images or of cached latents, tar files ('data/*.tar', 'data-{0000..0146}.tar'), or a data "
     "set of the Hub ('hf:owner/name', 'hf-stream:owner/name')"
@@ -55,12 +58,25 @@ def open_source(
         return _open_latents(spec, flip)
     if size is None:
         raise ValueError(f"the images of {spec} have no size of their own; set size, such as size=256.")
-    if not Path(spec).exists():
-        raise FileNotFoundError(f"there is no {spec}. Data are {_KINDS}.")
-    return ImageFolder(
-        spec,
+    channels = 3 if channels is None else channels
+    if spec.startswith(_STREAM):
+        if buckets is not None:
+            raise ValueError(f"a stream has no buckets: leave buckets out, or load {spec} whole (hf:...).")
+        place = spec.removeprefix(_STREAM)
+        return HubStream(place, size=size, channels=channels, flip=flip, max_unreadable=max_unreadable, labels=labels)
+    kind: type[ImageFolder] | type[TarFiles] | type[HubImages]
+    if spec.startswith(_HUB):
+        kind, place = HubImages, spec.removeprefix(_HUB)
+    elif Path(spec).is_dir():
+        kind, place = ImageFolder, spec
+    elif ".tar" in Path(spec).name:
+        kind, place = TarFiles, spec
+    else:
+        raise FileNotFoundError(f"there is no folder {spec}. Data are {_KINDS}.")
+    return kind(
+        place,
         size=size,
-        channels=channels or 3,
+        channels=channels,
         flip=flip,
         max_unreadable=max_unreadable,
         buckets=buckets,

@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from ditzoo.train.config import RunConfig, make_config
     from ditzoo.train.loop import Training, TrainResult, train
     from ditzoo.train.options import TrainOptions
-    from ditzoo.train.run import RunResult, run
+    from ditzoo.train.runs import RunResult, run
 
 _PUBLIC = {
     "RunConfig": "ditzoo.train.config",
-    "RunResult": "ditzoo.train.run",
+    "RunResult": "ditzoo.train.runs",
     "TrainOptions": "ditzoo.train.options",
     "TrainResult": "ditzoo.train.loop",
     "Training": "ditzoo.train.loop",
     "make_config": "ditzoo.train.config",
-    "run": "ditzoo.train.run",
+    "run": "ditzoo.train.runs",
     "train": "ditzoo.train.loop",
 }
 

@@ -23,7 +23,7 @@ Tracker = Literal["tensorboard", "wandb"]
 _FREE = {"free": True}
 #: The same, of the fields of `TrainOptions`.
 _FREE_OPTIONS = ("accumulation", "compile", "grad_checkpointing", "fsdp", "on_non_finite")
-_DEFAULT_MODEL = "dit_ti_2"
+_DEFAULT_MODEL = "dit_ti_2.digits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class RunConfig(TrainOptions):
     """name of the settings that this run began with; those given besides replace them"""
     model: str | None = None
     """name of the network in the registry, such as `"dit_b_2"`; left out, it is that of `from_weights`, or
-    `"dit_ti_2"`. A tag gives the configuration and recipe of published weights, never the weights"""
+    `"dit_ti_2.digits"`. A tag gives the configuration and recipe of published weights, never the weights"""
     model_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """constructor options that replace the model's own, such as `{"depth": 4}`"""
     num_classes: int | None = None
