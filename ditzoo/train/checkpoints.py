@@ -25,11 +25,10 @@ from ditzoo.media.files import remove_leftovers, writing_folder
 from ditzoo.models import DiffusionTransformer
 from ditzoo.train.state import AVERAGE, TrainingState
 from ditzoo.weights.files import load_state_dict
-from ditzoo.weights.folders import find_weights, save_model
+from ditzoo.weights.folders import PROGRESS, TRAINING_STATE, find_weights, save_model
 from ditzoo.weights.json_files import read_json_object
 from ditzoo.weights.shards import write_safetensors
 
-TENSORS, PROGRESS = "training.safetensors", "training.json"
 SCHEMA_VERSION = 1
 #: Of headers and JSON, roughly, in bytes.
 _SLACK = 4 * 10**6
@@ -131,7 +130,7 @@ class Checkpoints:
                 for name, tensor in state.tensors.items()
                 if not (name.startswith(prefix) and _is_equal(held.get(name.removeprefix(prefix)), tensor))
             }
-            write_safetensors(folder / TENSORS, tensors)
+            write_safetensors(folder / TRAINING_STATE, tensors)
             return {"step": step, "optimizer": state.optimizer, "extra": dict(extra or {})}
 
         tensors = [*model.state_dict().values(), *state.tensors.values()]
@@ -199,7 +198,7 @@ def load_state(checkpoint: Checkpoint) -> TrainingState:
     Raises:
         OSError, ValueError: for files that are missing or damaged.
     """
-    tensors = load_state_dict(checkpoint.path / TENSORS)
+    tensors = load_state_dict(checkpoint.path / TRAINING_STATE)
     prefix = f"{AVERAGE}ema/"
     names = {name.removeprefix("weights/") for name in tensors if name.startswith("weights/")}
     for name, tensor in load_state_dict(find_weights(checkpoint.path)).items():

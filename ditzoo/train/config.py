@@ -57,7 +57,7 @@ class RunConfig(TrainOptions):
     lora_alpha: float | None = None
     """scale of the low-rank updates, times their rank; left out, the rank itself"""
     lora_targets: tuple[str, ...] = ()
-    """patterns of the layers that have low-rank updates; left out, those of attention and MLP"""
+    """patterns of the layers that have low-rank updates; left out, all linear layers of the blocks"""
     recipe: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """entries of the `Recipe` that replace the model's own, such as `{"min_snr_gamma": 5.0}`"""
 

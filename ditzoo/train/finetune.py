@@ -123,7 +123,7 @@ def add_lora(
         model: whose weights are loaded.
         rank: of the adapters.
         alpha: what they are scaled by, over the rank; None is the rank, a scale of 1.
-        targets: names of linear layers, with shell wildcards; None takes all those in blocks.
+        targets: names of linear layers, with shell wildcards; None or none of them takes all those in blocks.
         seed: of the adapters' first values.
 
     Returns:
@@ -192,7 +192,7 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
 def _lora_layers(model: DiffusionTransformer, targets: Sequence[str] | None) -> list[str]:
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if targets is None:
+    if not targets:
         return [name for name in linear if any(name.startswith(f"{block}.") for block in model.block_names())]
     chosen = {name for pattern in targets for name in _matching(pattern, linear, "linear layer")}
     return [name for name in linear if name in chosen]

@@ -321,10 +321,19 @@ def model_folder(path: Path | str) -> Path:
     if (folder / CONFIG).is_file() or not checkpoints.is_dir():
         return folder
     named = [each for each in checkpoints.iterdir() if each.name.isdigit() and each.is_dir()]
-    whole = [each for each in named if all((each / name).is_file() for name in (CONFIG, PROGRESS))]
-    if not whole:
-        raise FileNotFoundError(f"{folder} is a training run without a whole checkpoint; let it train on.")
-    return max(whole, key=lambda each: int(each.name))
+    for each in sorted(named, key=lambda each: int(each.name), reverse=True):
+        if _is_whole(each):
+            return each
+    raise FileNotFoundError(f"{folder} is a training run without a whole checkpoint; let it train on.")
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint has the files that were written, in their sizes."""
+    try:
+        files = read_json_object(checkpoint / PROGRESS)["files"]
+        return CONFIG in files and all((checkpoint / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def is_own(path: str) -> bool:

@@ -17,6 +17,7 @@ from ditzoo.train.monitor import draw_grid
 from ditzoo.train.options import TrainOptions
 from tests.hub_server import use_hub
 from tests.pipeline.pipes import QUICK
+from tests.train.test_finetune import finish
 from tests.zoo import lively
 
 OPTIONS = TrainOptions(num_images=6400, batch_size=32, seed=3)
@@ -73,7 +74,7 @@ def run(tmp_path):
     checkpoint = folder / "checkpoints" / "000006400"
     model.save_pretrained(checkpoint)
     save_file({"exp_avg": torch.zeros(3)}, checkpoint / "training.safetensors")
-    (checkpoint / "training.json").write_text("{}")
+    finish(checkpoint)
     draw_grid(model, QUICK, folder / "samples" / "000006400.png", rows=1, columns=10)
     assert write_card(folder, model, picture=folder / "samples" / "000006400.png")
     return folder

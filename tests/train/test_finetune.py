@@ -1,6 +1,7 @@
 """Training that starts from other weights."""
 
 import copy
+import json
 import logging
 import sys
 from dataclasses import replace
@@ -13,10 +14,18 @@ import ditzoo
 from ditzoo.models import DiT
 from ditzoo.pipeline import Pipeline
 from ditzoo.train import finetune
+from ditzoo.train.checkpoints import Checkpoints, load_state
 from ditzoo.train.finetune import add_lora, freeze, has_lora, merged, start_model
+from ditzoo.train.state import TrainingState
 from ditzoo.weights.folders import model_folder
 from tests.pipeline.pipes import QUICK
 from tests.zoo import TINY, inputs, lively
+
+
+def finish(checkpoint):
+    """Write the file that says what a checkpoint holds, as training does at the end of it."""
+    sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir()}
+    (checkpoint / "training.json").write_text(json.dumps({"files": sizes}))
 
 
 def a_run(folder, checkpoints=("000000032", "000000064"), whole=2):
@@ -27,9 +36,9 @@ def a_run(folder, checkpoints=("000000032", "000000064"), whole=2):
         with torch.no_grad():
             model.final_layer.linear.bias.fill_(number)
         model.save_pretrained(folder / "checkpoints" / name)
-        if number < whole:
-            (folder / "checkpoints" / name / "training.json").write_text("{}")
         save_file({"exp_avg": torch.zeros(1)}, folder / "checkpoints" / name / "training.safetensors")
+        if number < whole:
+            finish(folder / "checkpoints" / name)
     return folder
 
 
@@ -51,6 +60,33 @@ def test_a_run_stands_for_its_newest_checkpoint(tmp_path):
     assert last_bias(ditzoo.create("dit_ti_2", checkpoint=run)) == 1
     assert last_bias(Pipeline.from_pretrained(run).model) == 1
     assert last_bias(start_model(run)) == 1
+
+
+def test_a_checkpoint_that_training_wrote_with_adapters_is_found(tmp_path):
+    model = with_lora("dit_ti_2")
+    state = TrainingState({f"weights/{name}": each.detach() for name, each in model.named_parameters()}, {})
+    path = Checkpoints(tmp_path / "checkpoints").save(merged(model), state, seen=64, step=2)
+    assert model_folder(tmp_path) == path
+    with torch.no_grad():
+        x = inputs(model)
+        torch.testing.assert_close(start_model(tmp_path)(*x), model(*x), rtol=1e-4, atol=1e-5)
+    kept = load_state(Checkpoints(tmp_path / "checkpoints").newest()).tensors
+    assert all(torch.equal(kept[name], value) for name, value in state.tensors.items())
+
+
+@pytest.mark.parametrize("damage", ["shorter", "missing", "torn", "no config"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
+    run = a_run(tmp_path / "mine")
+    newest = run / "checkpoints" / "000000064"
+    if damage == "shorter":
+        (newest / "model.safetensors").write_bytes((newest / "model.safetensors").read_bytes()[:-1])
+    elif damage == "missing":
+        (newest / "training.safetensors").unlink()
+    elif damage == "torn":
+        (newest / "training.json").write_text('{"files": {"config.js')
+    else:
+        (newest / "training.json").write_text('{"files": {}}')
+    assert model_folder(run).name == "000000032"
 
 
 def test_numbers_of_checkpoints_are_compared_as_numbers(tmp_path):
