@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ditzoo.data.image_source import UnreadableFiles
 from ditzoo.data.latents import LatentShard, read_shard, write_shard
 from ditzoo.data.manifest import LatentDtype, LatentManifest, has_latents
 from ditzoo.data.source import Loaded, Source
@@ -78,7 +79,7 @@ def encode(
 
     Raises:
         ValueError: the folder holds other latents (the message names what differs), the source flips at random, has no
-            fingerprint, or images that the codec cannot take.
+            fingerprint, or images that the codec cannot take, or more than `source.max_unreadable` cannot be read.
         FloatingPointError: latents that are no finite numbers, or too large for `dtype`.
         OSError: the folder cannot be written, or the disk has too little space for what is missing.
     """
@@ -192,7 +193,9 @@ class _Batches(Dataset[Loaded]):
         return len(self.indices)
 
     def __getitem__(self, place: int) -> Loaded:
-        indices = self.indices[place]
+        return self.load(self.indices[place])
+
+    def load(self, indices: range) -> Loaded:
         return self.source.load(indices, indices, seed=0)
 
 
@@ -200,10 +203,14 @@ def _batches(
     source: Source, manifest: LatentManifest, shards: Sequence[int], batch_size: int, num_workers: int
 ) -> Iterator[Loaded]:
     indices = [part for shard in shards for part in _split(manifest.shard_range(shard), batch_size)]
-    batches = _Batches(source, indices)
-    if num_workers == 0:
-        return (batches[place] for place in range(len(batches)))
-    return iter(DataLoader(batches, batch_size=None, num_workers=num_workers))
+    data = _Batches(source, indices)
+    if source.max_workers is not None:
+        num_workers = min(num_workers, source.max_workers)
+    batches = DataLoader(data, batch_size=None, num_workers=num_workers) if num_workers else map(data.load, indices)
+    # Each worker counts what it could not read; here are the files of all of them.
+    unreadable = UnreadableFiles(source.name, source.max_unreadable)
+    for batch in batches:
+        yield batch._replace(unreadable=tuple(unreadable.add(batch.unreadable)) if batch.unreadable else ())
 
 
 def _encoded(batch: Loaded, indices: range, codec: Codec, manifest: LatentManifest) -> LatentShard:

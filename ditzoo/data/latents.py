@@ -123,7 +123,7 @@ class LatentCache(Source):
         moments, noises = [], []
         for index, number in zip(indices, numbers, strict=True):
             generator = data_generator(seed, number)
-            # The flip first, as where images themselves are loaded; drawn even where nothing is flipped.
+            # First the flip, as `flip_draws` has it, so that pixels and latents are mirrored alike.
             mirrored = bool(torch.rand((), generator=generator) < 0.5) and self.flip
             shard, place = divmod(index, self.manifest.shard_size)
             moments.append(self._shards[shard].moments[place, int(mirrored)])

@@ -27,7 +27,9 @@ class ToyCodec:
 class Squares(TensorSource):
     """Image i is -1 + i / 64 on the left and that plus 1/2 on the right; label i % 3. Remembers what was loaded."""
 
-    def __init__(self, count: int = 10, fingerprint: str = "squares", unreadable: int | None = None) -> None:
+    max_unreadable = 1
+
+    def __init__(self, count: int = 10, fingerprint: str = "squares", unreadable: tuple[int, ...] = ()) -> None:
         left = torch.arange(count).reshape(count, 1, 1, 1).expand(count, 1, SIDE, SIDE // 2) / 64 - 1
         x, y = torch.cat([left, left + 0.5], dim=3), torch.arange(count) % 3
         super().__init__(x, y, name="squares", label_names=("a", "b", "c"), fingerprint=fingerprint)
@@ -36,7 +38,8 @@ class Squares(TensorSource):
     def load(self, indices, numbers, seed) -> Loaded:
         self.seen += list(indices)
         loaded = super().load(indices, numbers, seed)
-        return loaded._replace(unreadable=("square 5 is torn",)) if self.unreadable in indices else loaded
+        messages = tuple(f"square {index} is torn" for index in indices if index in self.unreadable)
+        return loaded._replace(unreadable=messages) if messages else loaded
 
 
 def made(folder: Path, *, flip: bool = False, **options) -> LatentCache:

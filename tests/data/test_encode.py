@@ -128,7 +128,7 @@ def test_damaged_files_are_made_again(tmp_path):
 
 def test_unreadable_images_are_told_whichever_run_met_them(tmp_path):
     message = ("square 5 is torn",)
-    first = made_by(ToyCodec(), Squares(unreadable=5), tmp_path, process=(1, 2))
+    first = made_by(ToyCodec(), Squares(unreadable=(5,)), tmp_path, process=(1, 2))
     assert first == Encoded(4, 6, message)
     assert made_by(ToyCodec(), Squares(), tmp_path).problems == message
     assert LatentCache(tmp_path).unreadable == message
@@ -151,6 +151,14 @@ def test_progress(tmp_path):
 
 
 # What is refused.
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_too_many_unreadable_images(tmp_path, num_workers):
+    """They are counted over all workers."""
+    text = r"2 files of squares cannot be read, more than max_unreadable \(1\); the last: square 5 is torn square 7"
+    with pytest.raises(ValueError, match=text):
+        made_by(ToyCodec(), Squares(unreadable=(5, 7)), tmp_path, num_workers=num_workers)
 
 
 def test_the_codec_of_another_encoder_scale_or_source(tmp_path):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ditzoo.data import LatentCache, LatentManifest, TensorSource, encode
+from ditzoo.data import LatentCache, LatentManifest, TensorSource, encode, flip_draws
 from ditzoo.diffusion.draws import data_generator
 from ditzoo.media import LatentCodec, PixelCodec
 from ditzoo.recipe import Recipe
@@ -23,6 +23,7 @@ def flips_and_noises(numbers, seed, shape):
     """What a cache draws, by hand: first the flip, then the noise."""
     generators = [data_generator(seed, number) for number in numbers]
     flips = [bool(torch.rand((), generator=generator) < 0.5) for generator in generators]
+    assert flips == flip_draws(numbers, seed).tolist()
     return flips, torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
