@@ -70,15 +70,13 @@ def open_data(config: RunConfig, network: DiffusionTransformer) -> Source:
             raise ValueError(f"{name} crops images, and {spec} holds latents; leave it out, or encode with it.")
         return LatentCache(spec, flip=config.flip, sample_posterior=config.sample_posterior)
     is_digits = spec.partition(":")[0] == "digits"
-    buckets = config.bucket_sizes() or None
-    size = config.size if is_digits or buckets else config.size or network.input_size
     return open_source(
         spec,
-        size=size,
+        size=config.size if is_digits else config.size or network.input_size,
         channels=network.in_channels if network.in_channels in _COLOURS and not is_digits else None,
         flip=config.flip,
         max_unreadable=config.max_unreadable,
-        buckets=buckets,
+        buckets=config.bucket_sizes() or None,
         labels=config.num_classes != 0,
     )
 
