@@ -277,23 +277,32 @@ def train(file: Path | None, dry_run: bool, **given: Any) -> None:
     Flags win over the file, the file over the preset, the preset over the defaults, which train a tiny model on the
     digits in about two minutes. Every setting is a flag and a line of the file.
     """
-    from ditzoo.train.command import dry_run as show
-    from ditzoo.train.command import make_config, settings_rows
+    from ditzoo.train.command import command_line, dry_run_lines, make_config, row_line, settings_rows
 
     given = {name: value for name, value in given.items() if value not in (None, ())}
     config = make_config(given, file=file)
     if dry_run:
         with _garbage_kept():
-            topics = show(config)
+            lines = dry_run_lines(config)
         _print_columns(("setting", "value", "from"), settings_rows(config, given, file))
         click.echo()
-        for topic, line in topics:
+        for topic, line in lines:
             click.echo(f"{topic:8}  {line}")
         return
-    from ditzoo.train.runs import run
+    with _garbage_kept():
+        from ditzoo.pipeline.jobs import process_of_launcher
+        from ditzoo.train.runs import run
 
-    run(config)
-    click.echo(f"{config.folder} holds the run; ditzoo sample {config.folder} draws from it.")
+    result = run(config, command=command_line(given, file), on_row=lambda row: click.echo(row_line(row)))
+    is_first = process_of_launcher()[0] == 0
+    if result.stopped_by is not None:
+        if is_first:
+            click.echo(
+                f"Stopped at {result.seen:,} images. The same command goes on from {result.checkpoint}.", err=True
+            )
+        sys.exit(128 + result.stopped_by)
+    if is_first:
+        click.echo(f"{result.folder} holds the run: `ditzoo sample {result.folder}` draws from its model.")
 
 
 @cli.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -84,7 +86,32 @@ def settings_rows(config: RunConfig, given: Mapping[str, Any], file: str | Path 
     return rows
 
 
-def dry_run(config: RunConfig) -> list[tuple[str, str]]:
+def command_line(given: Mapping[str, Any], file: str | Path | None) -> str:
+    """The command that was given, for the model's card."""
+    words = ["ditzoo", "train", *([] if file is None else ["--config", str(file)])]
+    names = {flag.setting: flag.names for flag in flags()}
+    for setting, value in given.items():
+        yes, _, no = names[setting].partition("/")
+        if isinstance(value, bool):
+            words.append(yes if value else no)
+        else:
+            words += [word for each in (value if isinstance(value, tuple) else (value,)) for word in (yes, str(each))]
+    return shlex.join(words)
+
+
+def row_line(row: Mapping[str, Any]) -> str:
+    """A row of metrics for people."""
+    text = {
+        "start": "{data}, on {device}",
+        "train": "loss {loss:.4f}, {images_per_second:,.0f} images/s",
+        "evaluation": "Frechet distance of {num_samples:,} samples ({extractor}): {frechet_distance:.2f}",
+        "event": "{event}: {message}",
+    }
+    known = {name: math.nan if value is None else value for name, value in row.items()}
+    return f"{row['seen']:>13,}  {text[row['kind']].format(**known)}"
+
+
+def dry_run_lines(config: RunConfig) -> list[tuple[str, str]]:
     """What a run would be, in topics and lines: network, cost, memory, length.
 
     Nothing is trained and no weights are made; the data is opened where the settings name it.
@@ -181,4 +208,4 @@ def _written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-__all__ = ["Flag", "dry_run", "flags", "make_config", "settings_rows"]
+__all__ = ["Flag", "command_line", "dry_run_lines", "flags", "make_config", "row_line", "settings_rows"]

@@ -12,11 +12,18 @@ from ditzoo.train.estimate import Estimate, Memory, estimate, kept_for_backward
 from ditzoo.train.network import meta_network
 
 
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,000 bytes an image, without counting them."""
+    monkeypatch.setattr("ditzoo.train.estimate.kept_for_backward", lambda *args, **options: (0, 1_000))
+
+
 def cost(settings: dict, **more: int) -> Estimate:
     config = make_config(settings)
     return estimate(config, meta_network(config), **more)
 
 
+@pytest.mark.usefixtures("counted")
 def test_length_and_multiply_adds() -> None:
     found = cost({"model": "dit_ti_2", "num_images": 1_000, "batch_size": 32}, num_samples=400)
     assert (found.num_params, found.num_steps, found.num_epochs) == (329_988, 32, 2.5)
@@ -26,6 +33,7 @@ def test_length_and_multiply_adds() -> None:
     assert (again.training_gmacs, again.num_epochs) == (4 * found.gmacs, None)
 
 
+@pytest.mark.usefixtures("counted")
 def test_a_masked_pass_costs_less_than_a_plain_one() -> None:
     found = cost({"model": "mdtv2_ti_2"})
     assert 4.5 * found.gmacs < found.training_gmacs < 6 * found.gmacs + 1e-3
@@ -42,11 +50,13 @@ def test_memory_by_the_formula() -> None:
     assert Memory(**{**memory.__dict__, "gradients": 700_000}).total == 704_301
 
 
+@pytest.mark.usefixtures("counted")
 def test_memory_by_setting() -> None:
     plain = cost({"model": "dit_ti_2"}).memory
     params, trained = 329_988, 328_964
     assert (plain.weights, plain.gradients, plain.optimizer) == (4 * params, 4 * trained, 8 * trained)
     assert (plain.averages, plain.casts, plain.adds_up) == (4 * params, 0, False)
+    assert plain.activations == 16_000
     profiles = cost({"model": "dit_ti_2", "ema_profiles": "0.05,0.1", "optimizer": "adan"}).memory
     assert (profiles.averages, profiles.optimizer) == (12 * params, 16 * trained)
     halves = cost({"model": "dit_ti_2", "accumulation": 2}).memory
@@ -63,8 +73,8 @@ def test_memory_by_setting() -> None:
         ("dit_ti_2", "float32", False),
         ("dit_ti_2", "bfloat16", True),
         ("uvit_ti_2", "bfloat16", False),
-        ("mdtv2_ti_2", "float32", True),
         ("mdtv2_ti_2", "float32", False),
+        pytest.param("mdtv2_ti_2", "float32", True, marks=pytest.mark.slow),
         pytest.param("diffit_unet_ti", "bfloat16", False, marks=pytest.mark.slow),
         pytest.param("diffit_unet_ti", "float32", True, marks=pytest.mark.slow),
         pytest.param("dit_s_4", "bfloat16", True, marks=pytest.mark.slow),
@@ -96,6 +106,5 @@ def test_activations_are_those_that_are_measured(name: str, precision: str, chec
 
 
 def test_casts_are_copies_of_the_weights_of_products() -> None:
-    casts, kept = kept_for_backward(meta_network(make_config({"model": "dit_s_4"})), "bfloat16", checkpointing=False)
-    assert casts == pytest.approx(2 * ditzoo.model_info("dit_s_4").num_params, rel=0.05)
-    assert 10e6 < kept < 20e6
+    casts, _ = kept_for_backward(meta_network(make_config()), "bfloat16", checkpointing=False)
+    assert casts == pytest.approx(2 * 329_988, rel=0.1)

@@ -140,7 +140,7 @@ def test_the_network_of_a_folder_is_known_without_its_weights(tmp_path: Path) ->
     network = meta_network(config)
     assert (network.depth, network.num_classes, network.device.type) == (2, 3, "meta")
     assert network.details.name == "dit_ti_2"
-    with pytest.raises(TypeError, match="has no option 'dept'. Did you mean depth"):
+    with pytest.raises(TypeError, match=r"has no option 'dept'\. Did you mean depth"):
         meta_network(config, {"dept": 3})
     with pytest.raises(ValueError, match="'hf-hub:user/repo' is known only once it is fetched: `ditzoo pull` it"):
         meta_network(make_config({"from_weights": "hf-hub:user/repo"}))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import ditzoo
-from ditzoo.train.options import TrainOptions
 from ditzoo.train.optimizers import make_optimizer, parameter_groups
+from ditzoo.train.options import TrainOptions
 
 OPTIONS = TrainOptions(num_images=1, learning_rate=0.1)
 ADAN = replace(OPTIONS, optimizer="adan", betas=(0.98, 0.92, 0.99))

@@ -92,5 +92,5 @@ def test_larger_latents_have_larger_networks() -> None:
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match="unknown preset 'mdt2_xl_2.in256'. Did you mean mdtv2_xl_2.in256"):
+    with pytest.raises(ValueError, match=r"unknown preset 'mdt2_xl_2\.in256'\. Did you mean mdtv2_xl_2\.in256"):
         get_preset("mdt2_xl_2.in256")

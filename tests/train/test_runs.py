@@ -147,7 +147,9 @@ def test_a_term_signal_ends_the_step_and_saves(tmp_path):
 def test_a_folder_of_other_settings_is_refused(tmp_path):
     folder = tmp_path / "run"
     run(settings(folder), stop_at=8)
-    with pytest.raises(ValueError, match=r"(?s)holds a run of other settings: .*learning_rate was 0.004, is 0.01.*over"):
+    with pytest.raises(
+        ValueError, match=r"(?s)holds a run of other settings: .*learning_rate was 0.004, is 0.01.*over"
+    ):
         run(settings(folder, learning_rate=0.01))
     # What does not change what is learned may change.
     run(settings(folder, log_every=8, keep_last=1), stop_at=16)
@@ -180,7 +182,9 @@ def test_folders_that_are_no_run_are_left_alone(tmp_path):
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):
     with runs_module._claimed(tmp_path / "run"):
-        with pytest.raises(BlockingIOError, match=r"another process trains in .*run; wait for its end, or give another"):
+        with pytest.raises(
+            BlockingIOError, match=r"another process trains in .*run; wait for its end, or give another"
+        ):
             run(settings(tmp_path / "run"))
     run(settings(tmp_path / "run"), stop_at=8)
 
