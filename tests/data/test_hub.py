@@ -294,8 +294,17 @@ def test_whole_numbers_may_be_classes(tmp_path):
     with pytest.raises(ValueError, match=r"column label of .* does not tell how many classes .* num_classes=\.\.\."):
         HubStream(folder, size=8)
     assert load(HubStream(folder, size=8, num_classes=5), 5).y.tolist() == [2]
-    with pytest.raises(ValueError, match=r"there is a class 2 in .*, so num_classes cannot be 2"):
+    with pytest.raises(ValueError, match=r"there is a class 2 in .*, which should have 2 classes"):
         load(HubStream(folder, size=8, num_classes=2), 5)
+
+
+def test_classes_beyond_the_known_ones_are_refused(tmp_path):
+    rows = {**table().cast_column("image", datasets.Image(decode=False)).to_dict(), "label": [3] * 20}
+    whole = table(label=datasets.Value("int64")).features
+    wrong = datasets.Dataset.from_dict(rows, features=whole)
+    datasets.Dataset(wrong.data, info=table().info).save_to_disk(str(tmp_path / "wrong"))
+    with pytest.raises(ValueError, match=r"there is a class 3 in .*wrong, which should have 3 classes"):
+        HubImages(str(tmp_path / "wrong"), size=8)
 
 
 def test_samples_without_a_class_are_refused(tmp_path):
