@@ -30,12 +30,13 @@ def bucket_sizes(size: int, *, multiple: int, max_ratio: float = 2.0) -> list[Si
         raise ValueError(f"size must be a multiple of {multiple} pixels, got {size}.")
     if max_ratio < 1:
         raise ValueError(f"max_ratio must be 1 or more, got {max_ratio}.")
-    sizes = []
-    for height in range(multiple, size * size // multiple + 1, multiple):
-        width = max(1, round(size * size / height / multiple)) * multiple
-        if max(height, width) <= max_ratio * min(height, width):
-            sizes.append((height, width))
-    return [(size, size), *(found for found in sizes if found != (size, size))]
+    tall = []
+    for height in range(size + multiple, size * size // multiple + 1, multiple):
+        width = round(size * size / height / multiple) * multiple
+        if width and height <= max_ratio * width:
+            tall.append((height, width))
+    wide = [(width, height) for height, width in reversed(tall)]
+    return [(size, size), *wide, *tall]
 
 
 def nearest_bucket(size: Size, buckets: Sequence[Size]) -> int:

@@ -80,7 +80,7 @@ class HubImages(ImageSource):
 
     def image_file(self, index: int) -> Path | bytes:
         """See `ImageSource`."""
-        return _image_file(self._dataset[index][self._image])
+        return _image_file(self._dataset[index][self._image], self.image_name(index))
 
     def image_name(self, index: int) -> str:
         """See `ImageSource`."""
@@ -187,7 +187,7 @@ class HubStream(ImageSource):
 
     def image_file(self, index: int) -> Path | bytes:
         """See `ImageSource`."""
-        return _image_file(self._sample(index)[self._columns.image])
+        return _image_file(self._sample(index)[self._columns.image], self.image_name(index))
 
     def image_name(self, index: int) -> str:
         """See `ImageSource`."""
@@ -212,7 +212,12 @@ class HubStream(ImageSource):
         if block != self._block[0] + 1 or block == 0:
             self._rest = iter(self._dataset.skip(start))
         self._block = (-1, [])  # one block in memory, also while the next is read
-        samples = list(islice(self._rest, min(self._block_size, len(self) - start)))
+        try:
+            samples = list(islice(self._rest, min(self._block_size, len(self) - start)))
+        except OSError as error:  # no unreadable image, for which another could stand
+            raise ValueError(
+                f"the stream {self._place} broke off after {start:,} samples ({error}); check the network and resume."
+            ) from error
         if start + len(samples) < min(start + self._block_size, len(self)):
             raise ValueError(
                 f"the stream {self._place} ended after {start + len(samples):,} samples of {len(self):,}; give "
@@ -389,9 +394,9 @@ def _undecoded(dataset: Any, image: str) -> Any:
     return dataset.cast_column(image, datasets.Image(decode=False))
 
 
-def _image_file(image: Any) -> Path | bytes:
+def _image_file(image: Any, name: str) -> Path | bytes:
     if image is None:
-        raise UnreadableImageError("there is no image.")
+        raise UnreadableImageError(f"{name} cannot be read: there is none.")
     if image["bytes"] is not None:
         return bytes(image["bytes"])
     path = str(image["path"])
