@@ -103,7 +103,7 @@ def _rows(manifest: LatentManifest, shard: LatentShard) -> dict[str, Any]:
 
 def _shard(path: Path, manifest: LatentManifest, number: int) -> LatentShard:
     count = len(manifest.shard_range(number))
-    columns = dict.fromkeys(_columns(manifest), manifest.latent_shape)
+    columns: dict[str, tuple[int, ...]] = dict.fromkeys(_columns(manifest), manifest.latent_shape)
     if manifest.num_classes:
         columns["label"] = ()
     try:
