@@ -180,7 +180,8 @@ def convert(src: str, dst: Path, to: Layout, dtype: str | None, **options: Any) 
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 def sample(name: str, out: Path, **options: Any) -> None:
-    """Sample from a model: NAME is a tagged name such as dit_ti_2.digits, a folder, or hf-hub:user/repo.
+    """Sample from a model: NAME is a tagged name such as dit_ti_2.digits, a folder of a model or of a training run,
+    or hf-hub:user/repo.
 
     OUT decides what is written: a grid (.png), an animation of the steps (.gif, .webp), a file for ADM's evaluation
     (.npz), or else a folder of PNG files. File and folder are written in shards: a stopped job goes on where it was,
@@ -246,6 +247,55 @@ def encode(**options: Any) -> None:
         click.echo(line)
 
 
+class _TrainCommand(click.Command):
+    """Has a flag for every setting of a run, made when somebody looks at them."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if not any(param.name == "model" for param in self.params):
+            from ditzoo.train.command import flags
+
+            for flag in flags():
+                self.params.append(
+                    click.Option(
+                        [flag.names, flag.setting],
+                        default=None,
+                        help=flag.text,
+                        type=None if flag.choices is None else click.Choice(flag.choices),
+                        metavar=flag.metavar,
+                        multiple=flag.repeats,
+                    )
+                )
+        return super().get_params(ctx)
+
+
+@cli.command(cls=_TrainCommand)
+@click.option("--config", "file", type=click.Path(path_type=Path), help="YAML of settings, such as a run's run.yaml.")
+@click.option("--dry-run", is_flag=True, help="Show settings, their sources, sizes and cost, and train nothing.")
+def train(file: Path | None, dry_run: bool, **given: Any) -> None:
+    """Train a model, or go on with a run that was stopped: the same command again does so.
+
+    Flags win over the file, the file over the preset, the preset over the defaults, which train a tiny model on the
+    digits in about two minutes. Every setting is a flag and a line of the file.
+    """
+    from ditzoo.train.command import dry_run as show
+    from ditzoo.train.command import make_config, settings_rows
+
+    given = {name: value for name, value in given.items() if value not in (None, ())}
+    config = make_config(given, file=file)
+    if dry_run:
+        with _garbage_kept():
+            topics = show(config)
+        _print_columns(("setting", "value", "from"), settings_rows(config, given, file))
+        click.echo()
+        for topic, line in topics:
+            click.echo(f"{topic:8}  {line}")
+        return
+    from ditzoo.train.runs import run
+
+    run(config)
+    click.echo(f"{config.folder} holds the run; ditzoo sample {config.folder} draws from it.")
+
+
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("repo_id", metavar="USER/REPO")
@@ -259,7 +309,7 @@ def encode(**options: Any) -> None:
 def push(
     folder: Path, repo_id: str, results: Path | None, samples: Path | None, draw: bool | None, **options: Any
 ) -> None:
-    """Upload FOLDER, a model that was saved, to the Hugging Face Hub, with a model card.
+    """Upload FOLDER, a model that was saved or a training run, to the Hugging Face Hub, with a model card.
 
     Log in first: `hf auth login`, or HF_TOKEN in the environment.
     """
