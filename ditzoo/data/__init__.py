@@ -10,6 +10,7 @@ from ditzoo.data.latents import LatentCache
 from ditzoo.data.loader import Batch, batches
 from ditzoo.data.manifest import LatentManifest
 from ditzoo.data.open import open_source
+from ditzoo.data.parquet import read_parquet, write_parquet
 from ditzoo.data.source import Loaded, Order, Shuffle, Source, TensorSource
 from ditzoo.data.tars import TarFiles
 
@@ -40,6 +41,8 @@ __all__ = [
     "open_source",
     "random_flips",
     "read_image",
+    "read_parquet",
     "to_tensor",
     "to_uint8",
+    "write_parquet",
 ]

@@ -157,7 +157,7 @@ def _folders_as_classes(path: Path, names: list[str]) -> list[str]:
     empty = sorted(folders - set(classes))
     if empty:
         raise ValueError(
-            f"{len(empty)} of the {len(folders)} classes of {path} have no images: {', '.join(empty[:3])}. Remove the "
+            f"{path} has classes without images, {len(empty)} of {len(folders)}: {', '.join(empty[:3])}. Remove the "
             "folders, or add their images."
         )
     return classes

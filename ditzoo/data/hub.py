@@ -62,7 +62,11 @@ class HubImages(ImageSource):
         self._dataset = _undecoded(dataset.select_columns(keep), columns.image)
         if len(dataset) == 0:
             raise ValueError(f"the split {place.split} of the data set {place} holds no samples.")
-        found = None if columns.label is None else _checked_labels(place, dataset[columns.label][:], columns)
+        found = (
+            None
+            if columns.label is None
+            else _checked_labels(place, dataset[columns.label][:], columns, columns.num_classes)
+        )
         num_classes = columns.num_classes or (0 if found is None else int(found.max()) + 1)
         super().__init__(
             len(dataset),
@@ -374,7 +378,7 @@ def _label_column(place: HubPlace, features: Any) -> str | None:
 
 
 def _checked_labels(
-    place: HubPlace, labels: Sequence[int | None], columns: _Columns, num_classes: int | None = None
+    place: HubPlace, labels: Sequence[int | None], columns: _Columns, num_classes: int | None
 ) -> Tensor:
     if any(label is None or label < 0 for label in labels):
         raise ValueError(
@@ -383,7 +387,7 @@ def _checked_labels(
         )
     found = torch.tensor(labels, dtype=torch.int64)
     if num_classes is not None and found.max() >= num_classes:
-        raise ValueError(f"there is a class {int(found.max())} in {place}, so num_classes cannot be {num_classes}.")
+        raise ValueError(f"there is a class {int(found.max())} in {place}, which should have {num_classes} classes.")
     return found
 
 

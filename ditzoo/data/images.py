@@ -99,7 +99,9 @@ def flip_draws(numbers: Sequence[int], seed: int) -> Tensor:
 
 def random_flips(x: Tensor, numbers: Sequence[int], seed: int) -> Tensor:
     """Samples (B, C, H, W), those of `flip_draws` mirrored left to right."""
-    return torch.where(flip_draws(numbers, seed)[:, None, None, None], x.flip(-1), x)
+    flipped, drawn = x.clone(), flip_draws(numbers, seed)
+    flipped[drawn] = x[drawn].flip(-1)
+    return flipped
 
 
 def check_channels(channels: int) -> None:

@@ -63,8 +63,8 @@ def batches(
         pin_memory: put batches where they are copied to a GPU faster.
 
     Raises:
-        ValueError: for numbers out of range, or batches that cannot be cut evenly, at once; while loading, where more
-            than `source.max_unreadable` files cannot be read.
+        ValueError: for numbers out of range, or batches that cannot be cut evenly, at once; while loading, where this
+            process meets more than `source.max_unreadable` files that it cannot read.
     """
     plan = _Plan(batch_size, start, stop, rank, world, accumulation)
     if num_workers < 0:

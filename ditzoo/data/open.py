@@ -34,7 +34,8 @@ def open_source(
 ) -> Source:
     """The data set that `spec` names.
 
-    - `"digits"`: the training part of the embedded digits; `"digits:test"` the held-out part.
+    - `"digits"`: the training part of the embedded digits; `"digits:test"` the held-out part (a folder of that name is
+      `"./digits"`)
     - a folder of images, see `ditzoo.data.ImageFolder`, or one that `ditzoo encode` wrote
     - tar files, see `ditzoo.data.TarFiles`: a pattern with `*`, a range in braces, or one file
     - `"hf:PLACE"` and `"hf-stream:PLACE"`, see `ditzoo.data.HubImages` and `ditzoo.data.HubStream`
@@ -52,7 +53,7 @@ def open_source(
         FileNotFoundError: there is no such file or folder; the message names the kinds of data.
         ValueError: no size where one is needed, another than that of the digits, or what the data set itself refuses.
     """
-    if spec.partition(":")[0] == "digits" and not Path(spec).exists():
+    if spec.partition(":")[0] == "digits":
         return _open_digits(spec, size, channels, flip, buckets)
     if (Path(spec) / LATENTS_MANIFEST).is_file():
         return _open_latents(spec, flip)

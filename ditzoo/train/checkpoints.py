@@ -30,6 +30,8 @@ from ditzoo.weights.json_files import read_json_object
 from ditzoo.weights.shards import write_safetensors
 
 SCHEMA_VERSION = 1
+#: What names of the averaged weights begin with.
+EMA = f"{AVERAGE}ema/"
 #: Of headers and JSON, roughly, in bytes.
 _SLACK = 4 * 10**6
 
@@ -124,14 +126,11 @@ class Checkpoints:
             save_model(model, folder)
             # The averaged weights are in the model's file, unless that has other ones, such as merged adapters.
             held = model.state_dict()
-            prefix = f"{AVERAGE}ema/"
-            tensors = {
-                name: tensor
-                for name, tensor in state.tensors.items()
-                if not (name.startswith(prefix) and _is_equal(held.get(name.removeprefix(prefix)), tensor))
-            }
+            shared = [name for name, tensor in state.average("ema").items() if _is_equal(held.get(name), tensor)]
+            left_out = {EMA + name for name in shared}
+            tensors = {name: tensor for name, tensor in state.tensors.items() if name not in left_out}
             write_safetensors(folder / TRAINING_STATE, tensors)
-            return {"step": step, "optimizer": state.optimizer, "extra": dict(extra or {})}
+            return {"step": step, "optimizer": state.optimizer, "extra": dict(extra or {}), "ema_in_model": shared}
 
         tensors = [*model.state_dict().values(), *state.tensors.values()]
         return self.write(seen, fill, num_bytes=sum(tensor.numel() * tensor.itemsize for tensor in tensors))
@@ -199,11 +198,9 @@ def load_state(checkpoint: Checkpoint) -> TrainingState:
         OSError, ValueError: for files that are missing or damaged.
     """
     tensors = load_state_dict(checkpoint.path / TRAINING_STATE)
-    prefix = f"{AVERAGE}ema/"
-    names = {name.removeprefix("weights/") for name in tensors if name.startswith("weights/")}
-    for name, tensor in load_state_dict(find_weights(checkpoint.path)).items():
-        if name in names:
-            tensors.setdefault(prefix + name, tensor)
+    model = load_state_dict(find_weights(checkpoint.path))
+    for name in checkpoint.progress["ema_in_model"]:
+        tensors[EMA + name] = model[name]
     return TrainingState(tensors, dict(checkpoint.progress["optimizer"]))
 
 

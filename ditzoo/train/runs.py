@@ -151,6 +151,7 @@ class _Run:
         )
         self.training = Training(model, self.recipe, config, devices)
         self.command = command
+        self._begin()
         self._resume(self._newest())
 
     def train(self, stop: _StopSignals, stop_at: int | None) -> RunResult:
@@ -224,19 +225,11 @@ class _Run:
         Raises:
             ValueError: it holds another one, or something else.
         """
-        there = self.folder / CONFIG
-        if self.config.overwrite and self.devices.is_main and there.exists():
-            for name in _LEFT:
-                _remove(self.folder / name)
-        self.devices.barrier()
-        if there.exists():
-            self._check_same_run(make_config(file=there))
+        if (self.folder / CONFIG).exists():
+            if not self.config.overwrite:
+                self._check_same_run(make_config(file=self.folder / CONFIG))
         elif any(path.name != _LOCK for path in self.folder.glob("*")):
             raise ValueError(f"{self.folder} holds something, but no {CONFIG} of a run; give another name with out.")
-        self.devices.barrier()
-        if self.devices.is_main:
-            with writing(there) as temporary:
-                temporary.write_text(replace(self.config, overwrite=False).to_yaml(), encoding="utf-8")
 
     def _check_same_run(self, saved: RunConfig) -> None:
         starts = self.metrics.rows("start")
@@ -255,6 +248,16 @@ class _Run:
                 f"{fingerprint[:12]}, is {self.source.fingerprint[:12]}. Restore the data, or start anew with another "
                 "out."
             )
+
+    def _begin(self) -> None:
+        """Make the folder this run's: nothing is written or deleted before all else is known to fit."""
+        self.devices.barrier()
+        if self.devices.is_main:
+            if self.config.overwrite and (self.folder / CONFIG).exists():
+                for name in _LEFT:
+                    _remove(self.folder / name)
+            with writing(self.folder / CONFIG) as temporary:
+                temporary.write_text(replace(self.config, overwrite=False).to_yaml(), encoding="utf-8")
 
     def _newest(self) -> Checkpoint | None:
         """The newest whole checkpoint, the same in all processes."""

@@ -96,7 +96,7 @@ def test_a_missing_folder_and_a_file_are_refused_by_name(tmp_path):
         ([], r"holds no images \(\.jpg, .*\)\. It is empty\."),
         (["notes.txt"], r"holds no images .* It holds notes\.txt\."),
         (["x-0.tar"], r"It holds x-0\.tar\. Tar files are named as '.*/\*\.tar'"),
-        (["a/x.png", "b/"], r"1 of the 2 classes of .* have no images: b\. Remove the folders"),
+        (["a/x.png", "b/"], r"has classes without images, 1 of 2: b\. Remove the folders"),
         (["a/x.png", "b.png"], r"beside the folders of classes \(b\.png\) and in them \(a/x\.png\)"),
         (["a_1.png", "b_1.png", "c.png"], r"with a class in their name \(a_1\.png\) and without \(c\.png\)"),
         (["train/a/x.png", "val/a/x.png"], r"holds train and val, .* no classes; name one of them: .*/train"),

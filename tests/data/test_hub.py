@@ -104,8 +104,9 @@ def test_folders_of_images_load_by_their_paths(pictures):
 def test_the_fingerprint_tells_images_and_labels(tmp_path, place):
     other_labels = table().map(lambda row: {"label": 2 - row["label"]})
     longer = table().to_dict() | {"image": [Image.new("RGB", (9, 900), (n, 0, n)) for n in range(20)]}
+    fingerprint = HubImages(place, size=8).fingerprint
     others = {
-        HubImages(place, size=8).fingerprint,
+        fingerprint,
         HubImages(place, size=4).fingerprint,
         HubImages(write_parquet(tmp_path / "labels", other_labels), size=8).fingerprint,
         HubImages(
@@ -113,7 +114,7 @@ def test_the_fingerprint_tells_images_and_labels(tmp_path, place):
         ).fingerprint,
     }
     assert len(others) == 4
-    assert HubImages(write_parquet(tmp_path / "again", table()), size=8).fingerprint in others
+    assert HubImages(write_parquet(tmp_path / "again", table()), size=8).fingerprint == fingerprint
 
 
 def test_an_unreadable_image_is_named_by_its_number(tmp_path):
@@ -147,6 +148,9 @@ def test_a_stream_goes_on_where_it_stopped(place):
     for start in (4, 16, 20, 44):
         assert numbers_seen(HubStream(place, size=8, block_size=8), start=start) == seen[start:]
     assert numbers_seen(HubStream(place, size=8, block_size=8), num_workers=2) == seen
+    source = HubStream(place, size=8, block_size=8)
+    numbers_seen(source, stop=12)
+    assert numbers_seen(pickle.loads(pickle.dumps(source)), start=12) == seen[12:]
     parts = [
         numbers_seen(HubStream(place, size=8, block_size=8), rank=rank, world=2, accumulation=2) for rank in range(2)
     ]
@@ -290,8 +294,17 @@ def test_whole_numbers_may_be_classes(tmp_path):
     with pytest.raises(ValueError, match=r"column label of .* does not tell how many classes .* num_classes=\.\.\."):
         HubStream(folder, size=8)
     assert load(HubStream(folder, size=8, num_classes=5), 5).y.tolist() == [2]
-    with pytest.raises(ValueError, match=r"there is a class 2 in .*, so num_classes cannot be 2"):
+    with pytest.raises(ValueError, match=r"there is a class 2 in .*, which should have 2 classes"):
         load(HubStream(folder, size=8, num_classes=2), 5)
+
+
+def test_classes_beyond_the_known_ones_are_refused(tmp_path):
+    rows = {**table().cast_column("image", datasets.Image(decode=False)).to_dict(), "label": [3] * 20}
+    whole = table(label=datasets.Value("int64")).features
+    wrong = datasets.Dataset.from_dict(rows, features=whole)
+    datasets.Dataset(wrong.data, info=table().info).save_to_disk(str(tmp_path / "wrong"))
+    with pytest.raises(ValueError, match=r"there is a class 3 in .*wrong, which should have 3 classes"):
+        HubImages(str(tmp_path / "wrong"), size=8)
 
 
 def test_samples_without_a_class_are_refused(tmp_path):

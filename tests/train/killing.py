@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from ditzoo.train.monitor import MetricsFile
 from ditzoo.train.runs import run
 
 #: Images between two checkpoints, and in all.
-EVERY, TOTAL, BATCH = 16, 320, 8
+EVERY, TOTAL, BATCH = 16, 240, 8
 
 
 def settings(out):
@@ -41,7 +42,7 @@ def settings(out):
 
 
 def in_a_child(work):
-    """The exit code of a forked process that does `work()`, or minus the signal that killed it."""
+    """Fork a process that does `work()`; its number."""
     pid = os.fork()
     if pid == 0:
         torch.set_num_threads(1)
@@ -49,12 +50,15 @@ def in_a_child(work):
         try:
             work()
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return pid
 
 
 def ended(pid):
+    """The exit code of a process, or minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -123,7 +127,7 @@ def main(folder, kills):
 
         pid = in_a_child(work)
         if number % 2 == 0:
-            time.sleep(generator.uniform(0.05, 0.5) * duration)
+            time.sleep(generator.uniform(0.1, 0.9) * duration)
             os.kill(pid, signal.SIGKILL)
         code = ended(pid)
         generator.random()  # the child's draws are not seen here

@@ -39,6 +39,7 @@ def settings(out, model="dit_ti_2", **given):
             "log_every": 20,
             "sample_every": 0,
             "checkpoint_every": 40,
+            "recipe": {"num_inference_steps": 2},
             **given,
         }
     )
