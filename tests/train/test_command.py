@@ -123,7 +123,7 @@ def test_a_run_is_trained_and_tells_how_it_goes(tmp_path: Path) -> None:
     assert [line.split()[0] for line in lines[1:-1]] == ["32", "64"]
     assert lines[-1] == f"{folder} holds the run: `ditzoo sample {folder}` draws from its model."
     card = (folder / "README.md").read_text()
-    assert f"ditzoo train --model-options depth=1 --no-flip --num-images 64 --out {folder}" in card
+    assert f"ditzoo train {' '.join(arguments)}" in card
     assert run("--config", str(folder / "run.yaml")).exit_code == 0
     again = run("--config", str(folder / "run.yaml"), "--seed", "1")
     assert isinstance(again.exception, ValueError)
