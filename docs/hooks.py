@@ -29,6 +29,7 @@ from ditzoo.summary.words import (
     score,
     unused_groups,
 )
+from ditzoo.train.presets import get_preset, list_presets
 from ditzoo.weights.published import PUBLISHED_COSTS, headline_results, result_rows
 
 ROOT = Path(__file__).parent.parent
@@ -294,6 +295,32 @@ def drawing(name: str) -> str:
     return f"```text\n{draw_blocks(model)}\n```"
 
 
+#: settings in a column of their own, and those of place and cadence, of which no paper tells
+_PRESET_COLUMNS = ("num_images", "batch_size", "optimizer", "learning_rate", "warmup_images", "ema_decay")
+_PLACE = ("model", "data", "log_every", "sample_every", "checkpoint_every", "keep_every", "num_workers")
+
+
+def preset_table() -> str:
+    """The papers' presets, and what of them is recalled or ours."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name in list_presets():
+        preset = get_preset(name)
+        if preset.name.endswith(".digits"):
+            continue
+        cells = []
+        for setting in _PRESET_COLUMNS:
+            value = preset.values[setting].value
+            cells.append(
+                f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else value
+            )
+        for confidence in ("recalled", "ours"):
+            found = [s for s, each in preset.values.items() if each.confidence == confidence and s not in _PLACE]
+            cells.append(", ".join(f"`{setting}`" for setting in found))
+        rows.setdefault(tuple(cells), []).append(f"`{name}`")
+    header = ("preset", "images", "batch", "optimiser", "learning rate", "warm-up", "EMA", "recalled", "ours")
+    return _table(header, ([", ".join(names), *cells] for cells, names in rows.items()), right={1, 2, 4, 5, 6})
+
+
 def quick_table() -> str:
     """The recorded result of the quick benchmark, as the README shows it."""
     match = re.search(r"<!-- quick-table-begin -->\n(.*?)<!-- quick-table-end -->", README.read_text(), re.DOTALL)
@@ -309,6 +336,7 @@ CONTENT: dict[str, Callable[..., str]] = {
         guidance_table,
         model_table,
         packaged_table,
+        preset_table,
         pretrained_table,
         published_table,
         quick_table,

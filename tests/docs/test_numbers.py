@@ -15,6 +15,10 @@ from ditzoo.bench import QUICK
 from ditzoo.diffusion import SAMPLERS, make_betas, make_process, min_snr_weight
 from ditzoo.metrics import count_macs
 from ditzoo.recipe import Loss, Prediction, Recipe, Sampler, Schedule
+from ditzoo.train.config import make_config
+from ditzoo.train.estimate import Estimate, estimate
+from ditzoo.train.network import meta_network
+from ditzoo.train.presets import list_presets
 from ditzoo.weights.published import result_rows
 from tests.docs.pages import DOCS, FAMILY_PAGES, hooks, prose_of, text_of
 from tests.golden_cases import PROCESS_CASES, process_case
@@ -371,3 +375,35 @@ def test_drawings_are_fenced():
     assert drawing.endswith("\n```")
     assert drawing.count("```") == 2
     assert "AdaLNZeroBlock" in drawing
+
+
+def test_presets_stand_in_a_table():
+    table = hooks().preset_table()
+    for name in list_presets():
+        assert (f"`{name}`" in table) == (not name.endswith(".digits"))
+    row = next(line for line in table.splitlines() if line.startswith("| `mdtv2_xl_2.in256`"))
+    assert row.split(" | ")[1:7] == ["1,382,400,000", "256", "adan", "0.0005", "0", "0.9999"]
+    assert row.endswith("| `lr_schedule`, `warmup_images` | `betas`, `weight_decay`, `flip`, `precision` |")
+
+
+@pytest.mark.slow
+def test_estimates_of_training_are_those_of_the_dry_run():
+    rows = re.findall(r"^\| `(\w+\.in\d+)` \| (.*) \|$", text_of("docs/training.md"), re.MULTILINE)
+    memory, hours = (dict(rows[start : start + 6]) for start in (0, 6))
+    assert list(memory) == list(hours)
+    for name in memory:
+        costs = [
+            cost_of(name, 32, 1),
+            cost_of(name, 32, 1, grad_checkpointing=True),
+            cost_of(name, 32 * 8, 8, grad_checkpointing=True, fsdp=True),
+        ]
+        cells = [f"{costs[0].memory.activations / 32e6:,.0f}", *(f"{each.memory.total / 1e9:.1f}" for each in costs)]
+        assert memory[name].split(" | ") == cells
+        images, macs = make_config({"preset": name}).num_images, costs[0].training_gmacs
+        time = 2e9 * macs * images / 125e12 / 3600
+        assert hours[name].split(" | ") == [f"{macs:,.1f}", f"{images:,}", f"{time:,.0f}", f"{time / 8:,.0f}"]
+
+
+def cost_of(name: str, batch_size: int, processes: int, **settings: bool) -> Estimate:
+    config = make_config({"preset": name, "batch_size": batch_size, **settings})
+    return estimate(config, meta_network(config), processes=processes)
