@@ -31,6 +31,8 @@ from ditzoo.weights.shards import write_safetensors
 
 TENSORS, PROGRESS = "training.safetensors", "training.json"
 SCHEMA_VERSION = 1
+#: What names of the averaged weights begin with.
+EMA = f"{AVERAGE}ema/"
 #: Of headers and JSON, roughly, in bytes.
 _SLACK = 4 * 10**6
 
@@ -125,14 +127,11 @@ class Checkpoints:
             save_model(model, folder)
             # The averaged weights are in the model's file, unless that has other ones, such as merged adapters.
             held = model.state_dict()
-            prefix = f"{AVERAGE}ema/"
-            tensors = {
-                name: tensor
-                for name, tensor in state.tensors.items()
-                if not (name.startswith(prefix) and _is_equal(held.get(name.removeprefix(prefix)), tensor))
-            }
+            shared = [name for name, tensor in state.average("ema").items() if _is_equal(held.get(name), tensor)]
+            left_out = {EMA + name for name in shared}
+            tensors = {name: tensor for name, tensor in state.tensors.items() if name not in left_out}
             write_safetensors(folder / TENSORS, tensors)
-            return {"step": step, "optimizer": state.optimizer, "extra": dict(extra or {})}
+            return {"step": step, "optimizer": state.optimizer, "extra": dict(extra or {}), "ema_in_model": shared}
 
         tensors = [*model.state_dict().values(), *state.tensors.values()]
         return self.write(seen, fill, num_bytes=sum(tensor.numel() * tensor.itemsize for tensor in tensors))
@@ -200,11 +199,9 @@ def load_state(checkpoint: Checkpoint) -> TrainingState:
         OSError, ValueError: for files that are missing or damaged.
     """
     tensors = load_state_dict(checkpoint.path / TENSORS)
-    prefix = f"{AVERAGE}ema/"
-    names = {name.removeprefix("weights/") for name in tensors if name.startswith("weights/")}
-    for name, tensor in load_state_dict(find_weights(checkpoint.path)).items():
-        if name in names:
-            tensors.setdefault(prefix + name, tensor)
+    model = load_state_dict(find_weights(checkpoint.path))
+    for name in checkpoint.progress["ema_in_model"]:
+        tensors[EMA + name] = model[name]
     return TrainingState(tensors, dict(checkpoint.progress["optimizer"]))
 
 

@@ -57,6 +57,15 @@ def full_state(
     return state if is_main else TrainingState()
 
 
+def check_optimizer(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """That `full_state` can hold what an optimiser keeps: after the first step, rather than after hours.
+
+    Raises:
+        TypeError: where it keeps something that is neither a tensor nor JSON.
+    """
+    _plain_optimizer(weights, optimizer)
+
+
 def full_averages(averages: Averages, *, is_main: bool = True) -> dict[str, dict[str, Tensor]]:
     """`averages.tensors`, whole, on the CPU: what `write_snapshots` takes, and under `"ema"` the weights to sample
     with. Every process must ask at the same point; all but the main one get empty ones."""
@@ -135,30 +144,37 @@ def _order(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> l
 
 
 def _plain_optimizer(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    content: dict[str, Any] = {
-        "groups": [
-            {key: value for key, value in group.items() if key != "params"}
-            for group in optimizer.state_dict()["param_groups"]
-        ],
-        "weights": {
-            name: plain
-            for name, entries in _optimizer_entries(weights, optimizer).items()
-            if (plain := {key: value for key, value in entries.items() if not isinstance(value, Tensor)})
-        },
+    """What an optimiser keeps besides tensors, JSON-safe."""
+    content = optimizer.state_dict()
+    told = {key: value for key, value in content.items() if key not in ("state", "param_groups")}
+    groups = [{key: _plain(value) for key, value in group.items()} for group in content["param_groups"]]
+    # A precision is a setting, which the optimiser has again when it is made.
+    groups = [
+        {key: value for key, value in group.items() if key != "params" and not isinstance(value, torch.dtype)}
+        for group in groups
+    ]
+    others = {
+        name: {key: value for key, value in entries.items() if not isinstance(value, Tensor)}
+        for name, entries in _optimizer_entries(weights, optimizer).items()
     }
-    for where in [*content["groups"], *content["weights"].values()]:
+    for where in [told, *groups, *others.values()]:
         for key, value in where.items():
-            if not _is_plain(value):
+            if where is told or not _is_json(value):
                 raise TypeError(
-                    f"{type(optimizer).__name__} keeps a {type(value).__name__} under {key!r}, which no checkpoint can "
-                    "hold; train with another optimizer."
+                    f"{type(optimizer).__name__} keeps a {type(value).__name__} under {key!r}, which no checkpoint "
+                    "can hold; train with another optimizer, such as 'adamw'."
                 )
-    return content
+    return {"groups": groups, "weights": {name: entries for name, entries in others.items() if entries}}
 
 
-def _is_plain(value: object) -> bool:
+def _plain(value: object) -> object:
+    """A group's counter may be a tensor."""
+    return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
+
+
+def _is_json(value: object) -> bool:
     if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
+        return all(map(_is_json, value))
     return value is None or isinstance(value, bool | int | float | str)
 
 
