@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -87,7 +88,11 @@ def test_metadata(metadata, sdist):
     assert names == {
         *("torch", "einops", "safetensors", "huggingface-hub", "filelock", "numpy", "pillow", "click", "rich"),
     }
-    assert {"bench", "docs", "dev", "all"} <= set(metadata.get_all("Provides-Extra", []))
+    extras = {"bench", "train", "lora", "trackers", "eval", "ode", "diffusers"}
+    assert set(metadata.get_all("Provides-Extra", [])) == extras | {"docs", "dev", "all"}
+    optional = [re.fullmatch(r"(.+?); extra == '(\w+)'", entry) for entry in metadata.get_all("Requires-Dist", [])]
+    packages = {extra: {found[1] for found in optional if found and found[2] == extra} for extra in (*extras, "all")}
+    assert packages["all"] == set().union(*(packages[extra] for extra in extras))
     assert metadata.get_payload().encode().strip() == sdist["README.md"].strip()
 
 

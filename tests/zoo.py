@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -35,8 +36,8 @@ EVERY_NAME = ditzoo.list_models() + ditzoo.list_models(pretrained=True)
 def lively(name: str, **options: Any) -> DiffusionTransformer:
     """A model in which every trainable parameter has an effect; the same at every call. Fresh ones keep gates and
     outputs at zero."""
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(5)
         return enliven(ditzoo.create(name, **options))
 
 
@@ -44,6 +45,22 @@ def of_depth(name: str, depth: int) -> dict[str, Any]:
     """Options for a network of `depth` blocks, or, in a U shape, of one block a stage."""
     config = ditzoo.model_info(name).config
     return {"depth": depth} if "depth" in config else {"blocks": [1] * len(config["blocks"])}
+
+
+def shallow(name: str) -> dict[str, Any]:
+    """Options for a network of one block or two of each kind: for shapes, which more blocks do not change."""
+    masked = "decode_layer" in ditzoo.model_info(name).config
+    return {**of_depth(name, 3 if masked else 2), **({"decode_layer": 1} if masked else {})}
+
+
+def distinct(names: Iterable[str], options: Callable[[str], dict[str, Any]] = lambda name: {}) -> list[str]:
+    """One name for each of the networks that the names are with these options."""
+    found: dict[str, str] = {}
+    for name in names:
+        info = ditzoo.model_info(name)
+        key = json.dumps({"class": info.model_cls, **info.config, **options(name)}, sort_keys=True)
+        found.setdefault(key, name)
+    return list(found.values())
 
 
 def enliven(model: DiffusionTransformer) -> DiffusionTransformer:

@@ -25,11 +25,10 @@ from ditzoo.media.files import remove_leftovers, writing_folder
 from ditzoo.models import DiffusionTransformer
 from ditzoo.train.state import AVERAGE, TrainingState
 from ditzoo.weights.files import load_state_dict
-from ditzoo.weights.folders import find_weights, save_model
+from ditzoo.weights.folders import PROGRESS, TRAINING_STATE, find_weights, save_model
 from ditzoo.weights.json_files import read_json_object
 from ditzoo.weights.shards import write_safetensors
 
-TENSORS, PROGRESS = "training.safetensors", "training.json"
 SCHEMA_VERSION = 1
 #: What names of the averaged weights begin with.
 EMA = f"{AVERAGE}ema/"
@@ -130,7 +129,7 @@ class Checkpoints:
             shared = [name for name, tensor in state.average("ema").items() if _is_equal(held.get(name), tensor)]
             left_out = {EMA + name for name in shared}
             tensors = {name: tensor for name, tensor in state.tensors.items() if name not in left_out}
-            write_safetensors(folder / TENSORS, tensors)
+            write_safetensors(folder / TRAINING_STATE, tensors)
             return {"step": step, "optimizer": state.optimizer, "extra": dict(extra or {}), "ema_in_model": shared}
 
         tensors = [*model.state_dict().values(), *state.tensors.values()]
@@ -198,7 +197,7 @@ def load_state(checkpoint: Checkpoint) -> TrainingState:
     Raises:
         OSError, ValueError: for files that are missing or damaged.
     """
-    tensors = load_state_dict(checkpoint.path / TENSORS)
+    tensors = load_state_dict(checkpoint.path / TRAINING_STATE)
     model = load_state_dict(find_weights(checkpoint.path))
     for name in checkpoint.progress["ema_in_model"]:
         tensors[EMA + name] = model[name]

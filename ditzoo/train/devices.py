@@ -124,16 +124,22 @@ class Devices:
         """Gradients of the mean of `loss` over all processes."""
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
-    def clip_gradients(self, optimizer: torch.optim.Optimizer, weights: Sequence[Tensor], max_norm: float) -> Tensor:
-        """Scale the gradients down to a norm; once a step, after the last backward pass.
-
-        Returns:
-            The norm before, over all processes: a tensor without dimensions, on the device.
-        """
+    def gradient_norm(self, optimizer: torch.optim.Optimizer, weights: Sequence[Tensor]) -> Tensor:
+        """The norm of the gradients of all processes, without dimensions, on the device; once a step, after the last
+        backward pass."""
         if self._scaler is not None:
             self._scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(weights, max_norm)
+        norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         return norm.full_tensor() if self.fsdp else norm  # type: ignore[attr-defined]
+
+    def clip_gradients(self, weights: Sequence[Tensor], norm: Tensor, max_norm: float) -> None:
+        """Scale gradients of this norm down to `max_norm`, where they are larger."""
+        if not self.fsdp:
+            nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
+            return
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as the function above has it
+        shards: list[Any] = [weight.grad for weight in weights if weight.grad is not None]
+        torch._foreach_mul_([shard.to_local() for shard in shards], factor)
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
         """One step of the optimiser, and no gradients afterwards.
@@ -153,7 +159,7 @@ class Devices:
         return stepped
 
     def skip(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave a step out: drop its gradients, after `clip_gradients` or before."""
+        """Leave a step out: drop its gradients, after `gradient_norm`."""
         if self._scaler is not None:
             self._scaler.update(self._scaler.get_scale() * self._scaler.get_backoff_factor())
         optimizer.zero_grad()
@@ -195,6 +201,16 @@ class Devices:
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self.cpu_group)
         return values[0]
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, by rank, in all."""
+        if self.cpu_group is None:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self.cpu_group)
+        return values
 
     def barrier(self) -> None:
         """Wait until all processes are here."""

@@ -1,4 +1,4 @@
-"""The contract, name by name over the registry: at full size on the meta device, where values do not matter, and with
+"""The contract, name by name over the registry: at full width on the meta device, where values do not matter, and with
 values on a small network that has every other option of the name: patch, channels, classes, variance, conditioning,
 convolution, mask."""
 
@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import re
+from functools import cache
 
 import pytest
 import torch
@@ -14,7 +15,17 @@ from einops import rearrange
 import ditzoo
 from ditzoo import TokenMask, random_token_mask
 from tests.golden_cases import relative_error
-from tests.zoo import EVERY_NAME, inputs, largest_gradient, lively, no_draws, on_meta, resize_to_nearest
+from tests.zoo import (
+    EVERY_NAME,
+    distinct,
+    inputs,
+    largest_gradient,
+    lively,
+    no_draws,
+    on_meta,
+    resize_to_nearest,
+    shallow,
+)
 
 SMALL = {"hidden_size": 32, "num_heads": 4, "depth": 3, "decode_layer": 1}
 #: of a U shape, as many stages as it has
@@ -22,13 +33,17 @@ SMALL_STAGES = {"channels": [16, 32, 32, 32], "blocks": [1, 1, 1, 1]}
 SMALL |= {"head_size": 8, "window_size": 2, "condition_size": 32}
 
 
+@cache
+def shrunk_side(name):
+    """Four patches a side; in a U shape a coarsest map of four."""
+    return 4 * on_meta(name, **shallow(name)).downsampling
+
+
 def shrunk_config(name):
     config = dict(ditzoo.model_info(name).config)
     config |= {option: value for option, value in SMALL.items() if option in config}
     config |= {option: value[: len(config[option])] for option, value in SMALL_STAGES.items() if option in config}
-    # Four patches a side; in a U shape a coarsest map of four.
-    side = 4 * on_meta(name).downsampling
-    return config | {"input_size": side, "num_classes": min(config["num_classes"], 10)}
+    return config | {"input_size": shrunk_side(name), "num_classes": min(config["num_classes"], 10)}
 
 
 def shrunk(name, **options):
@@ -36,21 +51,14 @@ def shrunk(name, **options):
     return lively(name, **{**shrunk_config(name), **options})
 
 
-def distinct(names):
-    """The names whose small networks differ: for tests that take seconds."""
-    keys = {}
-    for name in names:
-        key = ditzoo.model_info(name).model_cls + json.dumps(shrunk_config(name), sort_keys=True)
-        keys.setdefault(key, name)
-    return list(keys.values())
-
-
 MASKED_NAMES = [name for name in EVERY_NAME if ditzoo.model_info(name).family == "mdt"]
 every_name = pytest.mark.parametrize("name", EVERY_NAME)
-distinct_name = pytest.mark.parametrize("name", distinct(EVERY_NAME))
+#: One name for each of the small networks.
+DISTINCT_NAMES = distinct(EVERY_NAME, shrunk_config)
+distinct_name = pytest.mark.parametrize("name", DISTINCT_NAMES)
 #: A U shape has no table that other sizes would stretch.
 with_positions = pytest.mark.parametrize(
-    "name", distinct([name for name in EVERY_NAME if "depth" in ditzoo.model_info(name).config])
+    "name", [name for name in DISTINCT_NAMES if "depth" in ditzoo.model_info(name).config]
 )
 
 
@@ -63,10 +71,11 @@ def test_families_that_mask_are_known():
     assert [name for name in EVERY_NAME if on_meta(name).supports_masking] == MASKED_NAMES
 
 
-@every_name
-def test_other_sizes_and_shapes_at_full_size(name):
-    model = on_meta(name)
+@pytest.mark.parametrize("name", distinct(EVERY_NAME, shallow))
+def test_other_sizes_and_shapes_at_full_width(name):
+    model = on_meta(name, **shallow(name))
     S = model.input_size
+    assert model.num_tokens() == (S // model.patch_size) ** 2
     for height, width in [(2 * S, 2 * S), (S, S // 2), (S // 2, 2 * S)]:
         x, t, y = inputs(model, 1, height, width)
         assert model(x, t, y).shape == (1, model.out_channels, height, width)
@@ -273,6 +282,7 @@ def test_masks(name):
     assert relative_error(model(*given, mask=other), masked) < 1e-12
 
 
+@pytest.mark.slow
 @distinct_name
 def test_export(name):
     model = shrunk(name).eval()
@@ -301,7 +311,7 @@ def test_compiled_as_one_graph(name):
 #: Small networks, and options that leave other weights without effect.
 WITH_UNUSED_WEIGHTS = pytest.mark.parametrize(
     ("name", "options"),
-    [(name, {}) for name in distinct(EVERY_NAME)]
+    [(name, {}) for name in DISTINCT_NAMES]
     + [
         ("dit_ti_2_crossattn", {"num_classes": 0}),
         ("sit_ti_2", {"num_classes": 0, "conditioning": "cross_attention", "learn_sigma": True}),

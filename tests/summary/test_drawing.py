@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 
 import ditzoo
-from ditzoo.models import DiffusionTransformer
 from ditzoo.summary import draw_blocks, drawable
 from tests.summary.reading import layers_in, links_in, passes_in
-from tests.zoo import EVERY_NAME, TINY, inputs, on_meta
+from tests.zoo import EVERY_NAME, TINY, distinct, inputs, on_meta
 
 
 def test_a_built_model_is_drawn_as_its_shapes_are_and_left_as_it_was():
@@ -37,17 +36,24 @@ def test_ascii_says_the_same():
     assert not drawable("no-such-encoding")
 
 
-def shallow(name: str) -> DiffusionTransformer:
-    """The same network with fewer blocks, for speed."""
+def fewer_blocks(name: str) -> dict[str, int]:
+    """Options for the same network with as few blocks as every kind of link and of block takes, for speed."""
     config = ditzoo.model_info(name).config
     if "depth" not in config:
-        return on_meta(name)
-    return on_meta(name, depth=min(config["depth"], config.get("decode_layer", 0) + 6))
+        return {}
+    return {"depth": min(config["depth"], config.get("decode_layer", 0) + 6)}
 
 
-@pytest.mark.parametrize("name", EVERY_NAME)
-def test_drawings_show_every_link(name):
-    model = on_meta(name)
+#: One deep network of each pattern of links.
+DEEP = ["dit_xl_2", "uvit_h_2", "mdt_xl_2", "mdtv2_xl_2", "diffit_xl_2", "diffit_unet_64"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in DEEP] + [(name, fewer_blocks(name)) for name in distinct(EVERY_NAME, fewer_blocks)],
+)
+def test_drawings_show_every_link(name, options):
+    model = on_meta(name, **options)
     drawing = draw_blocks(model)
     assert max(len(line) for line in drawing.splitlines()) <= 88
     expected = []
@@ -76,7 +82,7 @@ def test_drawings_show_every_link(name):
 
 @pytest.mark.parametrize("name", ditzoo.list_models())
 def test_drawings_show_every_block_in_order(name):
-    model = shallow(name)
+    model = on_meta(name, **fewer_blocks(name))
     drawing = draw_blocks(model)
     assert not any(line.endswith(" ") for line in drawing.splitlines())
     blocks, side = set(model.block_names()), model.input_size

@@ -102,7 +102,9 @@ class Training:
                     loss = self.network(range(first, first + size)) / parts
                 devices.backward(loss)
             total += loss.detach()
-        self.norm = devices.clip_gradients(self.optimizer, list(self.weights.values()), 1.0)
+        weights = list(self.weights.values())
+        self.norm = devices.gradient_norm(self.optimizer, weights)
+        devices.clip_gradients(weights, self.norm, 1.0)
         assert devices.step(self.optimizer)
         self.averages.update(step=step, seen=(step + 1) * batch, batch_size=batch)
         return devices.mean(total).item()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ditzoo
-from ditzoo.train.checkpoints import PROGRESS, TENSORS, Checkpoints, load_state
+from ditzoo.train.checkpoints import PROGRESS, TRAINING_STATE, Checkpoints, load_state
 from ditzoo.train.devices import make_devices
 from ditzoo.train.state import TrainingState, restore
 from tests.train.few_steps import Training, options
@@ -173,7 +173,7 @@ def test_a_checkpoint_holds_all_and_the_averaged_weights_once(saved) -> None:
     assert there.keys() == expected.keys()
     assert all(torch.equal(there[name], expected[name]) for name in expected)
     assert not any(
-        name.startswith("average/ema/") for name in ditzoo.weights.load_state_dict(checkpoint.path / TENSORS)
+        name.startswith("average/ema/") for name in ditzoo.weights.load_state_dict(checkpoint.path / TRAINING_STATE)
     )
     sizes = json.loads((checkpoint.path / PROGRESS).read_text())["files"]
     assert sizes == {p.name: p.stat().st_size for p in checkpoint.path.iterdir() if p.name != PROGRESS}
