@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import warnings
 from collections import namedtuple
 from pathlib import Path
@@ -11,9 +12,8 @@ import torch
 
 import ditzoo
 from ditzoo.train.checkpoints import PROGRESS, TRAINING_STATE, Checkpoints, load_state
-from ditzoo.train.devices import make_devices
 from ditzoo.train.state import TrainingState, restore
-from tests.train.few_steps import Training, options
+from tests.train.few_steps import go, resume, save, start, tensors
 
 
 def fill(folder: Path) -> dict[str, int]:
@@ -149,10 +149,9 @@ def test_space_is_checked_before_anything_is_written(tmp_path, monkeypatch) -> N
 def saved(tmp_path_factory):
     """A run of two steps, and its checkpoint."""
     folder = tmp_path_factory.mktemp("run")
-    opts = options(ema_profiles=(0.1,))
-    training = Training(make_devices(opts, "cpu"), "dit_ti_2", opts)
-    training.run(0, 2)
-    training.save(folder, 2)
+    training = start("dit_ti_2", ema_profiles=(0.1,))
+    go(training, 2)
+    save(training, folder)
     return training, Checkpoints(folder).newest()
 
 
@@ -169,7 +168,7 @@ def test_a_checkpoint_is_a_folder_of_the_averaged_model(saved) -> None:
 
 def test_a_checkpoint_holds_all_and_the_averaged_weights_once(saved) -> None:
     training, checkpoint = saved
-    there, expected = load_state(checkpoint).tensors, training.tensors()
+    there, expected = load_state(checkpoint).tensors, tensors(training)
     assert there.keys() == expected.keys()
     assert all(torch.equal(there[name], expected[name]) for name in expected)
     assert not any(
@@ -196,50 +195,59 @@ def test_the_space_asked_for_covers_what_is_written(saved, tmp_path, monkeypatch
     training, checkpoint = saved
     asked: list[int] = []
     monkeypatch.setattr(Checkpoints, "_check_space", lambda self, num_bytes: asked.append(num_bytes))
-    Checkpoints(tmp_path).save(training.ema, load_state(checkpoint), seen=16, step=2)
+    Checkpoints(tmp_path).save(training.model, load_state(checkpoint), seen=16, step=2)
     written = sum(path.stat().st_size for path in (tmp_path / "000000016").iterdir())
     assert written <= asked[0] < 2 * written + 4 * 10**6
 
 
 def test_extra_entries_must_be_json(saved, tmp_path) -> None:
     training, _ = saved
+    state = TrainingState({"a": torch.ones(1)})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        Checkpoints(tmp_path).save(
-            training.ema, TrainingState({"a": torch.ones(1)}), seen=1, step=1, extra={"x": 1e999}
-        )
+        Checkpoints(tmp_path).save(training.model, state, seen=1, step=1, extra={"x": math.inf})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path) -> None:
-    opts = options(ema_profiles=(0.1,), ema_warmup=True)
-    devices = make_devices(opts, "cpu")
-    whole = Training(devices, "mdtv2_ti_2", opts)
-    expected = whole.run(0, 4)
-    first = Training(devices, "mdtv2_ti_2", opts)
-    losses = first.run(0, 2)
-    first.save(tmp_path, 2)
-    second = Training(devices, "mdtv2_ti_2", opts)
-    assert second.resume(tmp_path) == 2
-    losses += second.run(2, 4)
-    assert losses == expected
-    there, wanted = second.tensors(), whole.tensors()
+    first, second, whole = (start("mdtv2_ti_2", ema_profiles=(0.1,), ema_warmup=True) for _ in range(3))
+    losses = go(first, 2)
+    save(first, tmp_path)
+    resume(second, tmp_path)
+    assert losses + go(second, 2) == go(whole, 4)
+    there, wanted = tensors(second), tensors(whole)
     assert there.keys() == wanted.keys()
     assert all(torch.equal(there[name], wanted[name]) for name in wanted)
 
 
-@pytest.mark.parametrize("change", ["name", "options", "optimizer"])
-def test_a_checkpoint_of_something_else_is_refused(saved, change: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("uvit_ti_2", {}, r"does not fit the model and options: it lacks .*; it has .* besides"),
+        (
+            "dit_ti_2",
+            {"ema_profiles": (0.2,)},
+            r"it lacks average/0.2/.*; it has average/0.1/.* besides\. Resume with the configuration",
+        ),
+        (
+            "dit_ti_2",
+            {"weight_decay": 0.1},
+            "has 1 groups of parameters and the optimizer 2; resume with the optimizer and weight_decay",
+        ),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(saved, name: str, changes: dict, message: str) -> None:
     _, checkpoint = saved
-    state, opts = load_state(checkpoint), options(ema_profiles=(0.1,) if change != "options" else (0.2,))
-    make_optimizer = None
-    message = {
-        "name": r"does not fit the model and options: it lacks .*; it has .* besides",
-        "options": r"it lacks average/0.2/.*; it has average/0.1/.* besides\. Resume with the configuration",
-        "optimizer": r"has 1 groups of parameters and the optimizer 2; resume with the optimizer and weight_decay",
-    }[change]
-    if change == "optimizer":
-        make_optimizer = lambda weights: torch.optim.AdamW([{"params": weights[:3]}, {"params": weights[3:]}])  # noqa: E731
-    name = "uvit_ti_2" if change == "name" else "dit_ti_2"
-    training = Training(make_devices(opts, "cpu"), name, opts, make_optimizer)
+    other = start(name, **{"ema_profiles": (0.1,), **changes})
     with pytest.raises(ValueError, match=message):
-        restore(state, training.weights, training.averages, training.optimizer)
+        restore(load_state(checkpoint), other.weights, other.averages, other.optimizer)
+
+
+def test_state_of_a_frozen_weight_is_refused(saved) -> None:
+    _, checkpoint = saved
+    other = start("dit_ti_2", ema_profiles=(0.1,))
+    frozen = other.weights["final_layer.linear.bias"]
+    rest = [weight for weight in other.weights.values() if weight.requires_grad and weight is not frozen]
+    other.optimizer = torch.optim.AdamW(rest)
+    message = r"has the optimizer's state of final_layer.linear.bias, which is not trained; resume with the model and"
+    with pytest.raises(ValueError, match=message):
+        restore(load_state(checkpoint), other.weights, other.averages, other.optimizer)
