@@ -70,7 +70,9 @@ def test_a_dry_run_of_a_preset_shows_sources(monkeypatch: pytest.MonkeyPatch) ->
     assert lines["data"] == "not given: set data; the authors': ImageNet-1k"
     assert lines["length"] == "1,792,000,000 images: 28,000,000 steps of 64, 1,398.7 epochs"
     assert lines["cost"].startswith("118.62 GMACs forward an image; 355.86 an image of training")
-    assert lines["memory"].endswith("averages 2.7 GB + the larger of gradients 2.7 GB and activations and casts 64.0 MB")
+    assert lines["memory"].endswith(
+        "averages 2.7 GB + the larger of gradients 2.7 GB and activations and casts 64.0 MB"
+    )
 
 
 def test_a_dry_run_counts_what_is_frozen_and_tells_what_a_preset_leaves_out() -> None:
@@ -94,7 +96,11 @@ def test_a_dry_run_counts_what_is_frozen_and_tells_what_a_preset_leaves_out() ->
     ],
 )
 def test_what_cannot_be_is_told_in_a_line(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
