@@ -27,6 +27,7 @@ from ditzoo.train.devices import Devices, make_devices
 from ditzoo.train.guards import non_finite_report
 from ditzoo.train.optimizers import make_optimizer
 from ditzoo.train.options import TrainOptions
+from ditzoo.train.precision import keep_norms_in_float32
 from ditzoo.train.state import full_tensor
 
 
@@ -107,6 +108,8 @@ class Training:
         self.step = self.seen = 0
         self._averaged = copy.deepcopy(model).eval()
         model.set_grad_checkpointing(options.grad_checkpointing)
+        if options.precision != "float32":
+            keep_norms_in_float32(model)
         if options.compile:
             for name in model.block_names():
                 model.get_submodule(name).compile()
