@@ -271,7 +271,8 @@ class _TrainCommand(click.Command):
 @cli.command(cls=_TrainCommand)
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML of settings, such as a run's run.yaml.")
 @click.option("--dry-run", is_flag=True, help="Show settings, their sources, sizes and cost, and train nothing.")
-def train(file: Path | None, dry_run: bool, **given: Any) -> None:
+@click.option("--stop-at", type=click.IntRange(min=1), help="Images at which to stop, with a checkpoint, for now.")
+def train(file: Path | None, dry_run: bool, stop_at: int | None, **given: Any) -> None:
     """Train a model, or go on with a run that was stopped: the same command again does so.
 
     Flags win over the file, the file over the preset, the preset over the defaults, which train a tiny model on the
@@ -293,7 +294,9 @@ def train(file: Path | None, dry_run: bool, **given: Any) -> None:
         from ditzoo.pipeline.jobs import process_of_launcher
         from ditzoo.train.runs import run
 
-    result = run(config, command=command_line(given, file), on_row=lambda row: click.echo(row_line(row)))
+    result = run(
+        config, stop_at=stop_at, command=command_line(given, file), on_row=lambda row: click.echo(row_line(row))
+    )
     is_first = process_of_launcher()[0] == 0
     if result.stopped_by is not None:
         if is_first:
@@ -301,7 +304,9 @@ def train(file: Path | None, dry_run: bool, **given: Any) -> None:
                 f"Stopped at {result.seen:,} images. The same command goes on from {result.checkpoint}.", err=True
             )
         sys.exit(128 + result.stopped_by)
-    if is_first:
+    if is_first and not result.finished:
+        click.echo(f"Stopped at {result.seen:,} images, as told. The same command goes on from {result.checkpoint}.")
+    elif is_first:
         click.echo(f"{result.folder} holds the run: `ditzoo sample {result.folder}` draws from its model.")
 
 

@@ -160,7 +160,7 @@ def cost_table() -> str:
     """Multiply-adds counted here beside those that papers print."""
     rows = []
     for published in PUBLISHED_COSTS:
-        counted = _count(published.name)
+        counted = count(published.name)
         bare = counted.gmacs_without_attention
         rows.append(
             (
@@ -336,12 +336,16 @@ def _group(row: dict[str, str]) -> str:
 
 
 @cache
-def _count(name: str) -> MacCount:
+def count(name: str) -> MacCount:
+    """Multiply-adds of the network of that name, counted once where several names are of one network."""
+    bare = name.partition(".")[0]
+    if name != bare and ditzoo.model_info(name).config == ditzoo.model_info(bare).config:
+        return count(bare)
     return count_macs(name)
 
 
 def _gmacs(name: str) -> str:
-    gmacs = _count(name).gmacs
+    gmacs = count(name).gmacs
     return f"{gmacs:.2f}" if gmacs > 0.1 else f"{gmacs:.4f}"
 
 
@@ -349,7 +353,7 @@ def _by_family_and_cost(names: Iterable[str]) -> list[str]:
     families = ditzoo.list_families()
 
     def key(name: str) -> tuple[int, str, float]:
-        return families.index(ditzoo.model_info(name).family), name.partition("_")[0], _count(name).gmacs
+        return families.index(ditzoo.model_info(name).family), name.partition("_")[0], count(name).gmacs
 
     return sorted(names, key=key)
 

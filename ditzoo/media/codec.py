@@ -347,7 +347,7 @@ def load_codec(
     name = str(name_or_path)
     autoencoder = _load_autoencoder(name, subfolder, revision)
     codec = LatentCodec(autoencoder, scale=scale, shift=shift, name=name, tiling=tiling, slicing=slicing)
-    autoencoder.to(device, dtype)
+    _cast(autoencoder, device, dtype)
     return codec
 
 
@@ -385,7 +385,7 @@ def load_codec_for_recipe(
     if type(autoencoder).__name__ == _TINY:
         scale, shift = None, 0.0
     codec = LatentCodec(autoencoder, scale=scale, shift=shift, name=name, tiling=tiling, slicing=slicing)
-    autoencoder.to(device, dtype)
+    _cast(autoencoder, device, dtype)
     return codec
 
 
@@ -415,6 +415,11 @@ def _load_autoencoder(name: str, subfolder: str | None = None, revision: str | N
         # diffusers would go on with random numbers in their place.
         raise OSError(f"{name} is incomplete: {broken[0]} and {len(broken) - 1} more do not fit. Fetch it again.")
     return autoencoder
+
+
+def _cast(autoencoder: Any, device: torch.device | str, dtype: torch.dtype) -> None:
+    # Not by its own `to`, which warns of modules to be kept in float32 where there are none.
+    torch.nn.Module.to(autoencoder, device, dtype)
 
 
 @contextmanager

@@ -251,7 +251,7 @@ _QUICK = _ours(
     precision="float32",
     data="digits",
 )
-_DIGITS = {**_QUICK, **_ours("four times a run, in a second", evaluate_every=12_000)}
+_DIGITS = {**_QUICK, **_ours("at the end, where it takes seconds", evaluate_every=48_000)}
 _TINY = ("dit_ti_2", "sit_ti_2", "uvit_ti_2", "mdt_ti_2", "mdtv2_ti_2", "diffit_ti_2", "diffit_unet_ti")
 
 

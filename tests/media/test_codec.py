@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from logging import Handler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -176,7 +177,24 @@ def test_points_have_no_variance(saved):
         load_codec(saved / "kl", scale=SCALE).posterior(pictures(1, 16, 15))
 
 
-def test_the_hash_is_of_the_encoder_in_every_precision(saved, tmp_path):
+def test_loading_logs_nothing(saved):
+    """diffusers keeps its log to itself, so that pytest's caplog does not see it."""
+    from diffusers.utils import logging
+
+    records = []
+    handler = Handler()
+    handler.emit = records.append
+    logging.add_handler(handler)
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            load_codec(saved / "kl", scale=SCALE, dtype=dtype)
+            load_codec_for_recipe(saved / "kl", latent_scale=SCALE, dtype=dtype)
+    finally:
+        logging.remove_handler(handler)
+    assert [record.getMessage() for record in records] == []
+
+
+def test_the_hash_is_of_the_encoder_in_every_precision(saved):
     first = load_codec(saved / "kl", scale=SCALE)
     assert len(first.encoder_hash) == 64
     for dtype in (torch.bfloat16, torch.float16, torch.float64):

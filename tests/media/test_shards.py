@@ -171,63 +171,83 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from ditzoo.media import SampleStore
-from tests.media.test_shards import JOB, run
+from tests.media.test_shards import JOB, KILLS, folder_of, run
 
-folder, where, countdown = sys.argv[1], sys.argv[2], int(sys.argv[3])
 replace, save = os.replace, np.savez
 
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+def work(folder, where, countdown):
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
 
-def counted(function):
-    def wrapper(*args, **kwargs):
-        global countdown
-        countdown -= 1
-        function(countdown < 0, *args, **kwargs)
-    return wrapper
+    def counted(function):
+        def wrapper(*args, **kwargs):
+            nonlocal countdown
+            countdown -= 1
+            function(countdown < 0, *args, **kwargs)
+        return wrapper
 
-@counted
-def replacing(last, source, target):
-    if last and where == "before the rename":
-        die()
-    replace(source, target)
-    if last:
-        die()
+    @counted
+    def replacing(last, source, target):
+        if last and where == "before the rename":
+            die()
+        replace(source, target)
+        if last:
+            die()
 
-@counted
-def saving(last, file, **content):
-    save(file, **content)
-    if last and where == "half written":
-        file.truncate(file.tell() // 2)
-        file.flush()
-        die()
+    @counted
+    def saving(last, file, **content):
+        save(file, **content)
+        if last and where == "half written":
+            file.truncate(file.tell() // 2)
+            file.flush()
+            die()
 
-if where == "half written":
-    np.savez = saving
-else:
-    os.replace = replacing
-run(SampleStore(folder, 23, 4, JOB), batch=3)
+    if where == "half written":
+        np.savez = saving
+    else:
+        os.replace = replacing
+    run(SampleStore(folder, 23, 4, JOB), batch=3)
+
+for kill in KILLS:
+    child = os.fork()
+    if child == 0:
+        work(folder_of(sys.argv[1], *kill), *kill)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, kill
 """
+#: (where a job dies, at which of its files)
+KILLS = [(where, file) for where in ("before the rename", "after the rename", "half written") for file in (0, 1, 4)]
+
+
+def folder_of(parent: str | Path, where: str, countdown: int) -> Path:
+    return Path(parent) / f"{where} {countdown}"
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A folder with what is left of each job, made in processes that share one start of Python."""
+    parent = tmp_path_factory.mktemp("killed")
+    root = Path(__file__).parent.parent.parent
+    command = [sys.executable, "-c", KILLED, str(parent)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return parent
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9 is not known here")
-@pytest.mark.parametrize("where", ["before the rename", "after the rename", "half written"])
-@pytest.mark.parametrize("countdown", [0, 1, 4])
-def test_kill_9(tmp_path, where, countdown):
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "job"), where, str(countdown)]
-    root = Path(__file__).parent.parent.parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    leftovers = [name for name in os.listdir(tmp_path / "job") if ".partial-" in name]
+@pytest.mark.parametrize(("where", "countdown"), KILLS)
+def test_kill_9(tmp_path, killed, where, countdown):
+    folder = folder_of(killed, where, countdown)
+    leftovers = [name for name in os.listdir(folder) if ".partial-" in name]
     assert len(leftovers) == (where != "after the rename")
-    store = SampleStore(tmp_path / "job", 23, 4, JOB)
+    store = SampleStore(folder, 23, 4, JOB)
     # The rename of job.json counts as one.
     whole = countdown + {"before the rename": -1, "after the rename": 0, "half written": 0}[where]
     assert list(store.missing()) == list(range(4 * max(whole, 0), 23))
     run(store)
     store.finalize(tmp_path / "samples.npz")
     assert content(tmp_path / "samples.npz") == expected(23)
-    assert [name for name in os.listdir(tmp_path / "job") if ".partial-" in name] == []
+    assert [name for name in os.listdir(folder) if ".partial-" in name] == []
 
 
 def test_a_full_disk_loses_no_sample_of_the_batch(tmp_path, monkeypatch):
