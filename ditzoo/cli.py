@@ -311,6 +311,28 @@ def train(file: Path | None, dry_run: bool, stop_at: int | None, **given: Any) -
 
 
 @cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--width", type=float, required=True, help="Of the average, relative to the images seen: 0.02 to 0.2, say."
+)
+@click.option(
+    "--seen", type=click.IntRange(min=1), help="Where the average ends, in images; default: the last snapshot."
+)
+def ema(run: Path, out: Path, width: float, seen: int | None) -> None:
+    """Make the model of RUN anew, with another average of its weights, and save it in the folder OUT.
+
+    RUN is the folder of a training run with --ema-profiles, whose snapshots of averages are enough to make averages of
+    any width afterwards (arXiv:2312.02696).
+    """
+    with _garbage_kept():
+        from ditzoo.train.averages import reconstructed_model
+
+    reconstructed_model(run, width, seen=seen).save_pretrained(out)
+    click.echo(f"{out} holds the model; ditzoo sample {out} draws from it.")
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("repo_id", metavar="USER/REPO")
 @click.option("--private/--public", default=None, help="Of a new repository; default: as the account's settings say.")

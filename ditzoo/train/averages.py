@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,15 @@ import torch
 from torch import Tensor
 
 from ditzoo.media.files import writing
+from ditzoo.models import DiffusionTransformer
 from ditzoo.train.options import TrainOptions
+from ditzoo.weights.checks import shown, some
 from ditzoo.weights.files import load_state_dict
+from ditzoo.weights.folders import CHECKPOINTS, load_model, model_folder
 from ditzoo.weights.shards import write_safetensors
+
+#: In the folder of a run.
+SNAPSHOTS = "ema"
 
 
 class Averages:
@@ -172,6 +178,34 @@ def reconstruct(folder: Path, width: float, *, seen: int | None = None) -> dict[
             part = tensor.double() * factor
             total[name] = part if name not in total else total[name].add_(part)
     return {name: tensor.float() for name, tensor in total.items()}
+
+
+def reconstructed_model(run: Path | str, width: float, *, seen: int | None = None) -> DiffusionTransformer:
+    """The model of a run with an average of another width.
+
+    Args:
+        run: folder of a run that was made with `ema_profiles`.
+        width, seen: as for `reconstruct`.
+
+    Returns:
+        A model on the CPU, without the results that were measured with other weights.
+
+    Raises:
+        FileNotFoundError: where there are no snapshots, or no checkpoint.
+        ValueError: as `reconstruct`; for averages of adapters; for a folder of something else than a run.
+    """
+    run = Path(run)
+    if not (run / CHECKPOINTS).is_dir():
+        raise ValueError(f"{run} is no folder of a training run; give the one that holds {CHECKPOINTS}/.")
+    weights, model = reconstruct(run / SNAPSHOTS, width, seen=seen), load_model(model_folder(run))
+    if unknown := sorted(weights.keys() - dict(model.named_parameters()).keys()):
+        raise ValueError(
+            f"{run / SNAPSHOTS} has averages of {some([shown(name) for name in unknown])}, which the model in its "
+            "checkpoints does not have: adapters are merged there. Use that model as it is."
+        )
+    model.load_state_dict(weights, strict=False)
+    model.details = replace(model.details, results=())
+    return model
 
 
 def combination(parts: Sequence[tuple[float, int]], goal: tuple[float, int]) -> list[float]:

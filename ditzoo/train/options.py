@@ -74,7 +74,7 @@ class TrainOptions:
         for name, values in {"ema_decay": (self.ema_decay,), "betas": self.betas}.items():
             if not all(0 <= value < 1 for value in values):
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
-        if not all(0 < width < 0.289 for width in self.ema_profiles):  # arXiv:2312.02696, eq. 123: gamma >= 0
+        if not all(0 < width < 0.289 for width in self.ema_profiles):  # gamma >= 0: arXiv:2312.02696, section 3.1
             raise ValueError(f"ema_profiles must be relative widths between 0 and 0.28, got {self.ema_profiles}.")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in get_args(choices):

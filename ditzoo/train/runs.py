@@ -23,7 +23,7 @@ from ditzoo.media import Codec, load_codec
 from ditzoo.media.files import writing
 from ditzoo.metrics import FrechetDistance
 from ditzoo.models import DiffusionTransformer, ModelDetails
-from ditzoo.train.averages import write_snapshots
+from ditzoo.train.averages import SNAPSHOTS, write_snapshots
 from ditzoo.train.card import trained_details, write_card
 from ditzoo.train.checkpoints import Checkpoint, Checkpoints, load_state
 from ditzoo.train.config import RunConfig, make_config
@@ -36,7 +36,7 @@ from ditzoo.train.network import meta_network, network_options, open_data, run_r
 from ditzoo.train.state import full_averages, full_state, restore
 from ditzoo.weights.folders import CHECKPOINTS
 
-CONFIG, METRICS, SAMPLES, SNAPSHOTS = "run.yaml", "metrics.jsonl", "samples", "ema"
+CONFIG, METRICS, SAMPLES = "run.yaml", "metrics.jsonl", "samples"
 #: What else a run leaves in its folder, for `overwrite`.
 _LEFT = (CONFIG, METRICS, SAMPLES, SNAPSHOTS, CHECKPOINTS, "README.md", "samples.png", "tensorboard", "wandb")
 _LOCK = ".lock"

@@ -1,11 +1,16 @@
 """Averages of the weights: the exponential one, power functions, and those made afterwards."""
 
 import math
+import shutil
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ditzoo.cli import cli
+from ditzoo.models import DiffusionTransformer
+from ditzoo.train import make_config, run
 from ditzoo.train.averages import (
     Averages,
     combination,
@@ -14,11 +19,13 @@ from ditzoo.train.averages import (
     inner_product,
     power_decay,
     reconstruct,
+    reconstructed_model,
     width_to_exponent,
     write_snapshots,
 )
 from ditzoo.train.options import TrainOptions
 from ditzoo.weights import load_state_dict
+from ditzoo.weights.folders import load_model, model_folder
 
 
 def make(weights, **options):
@@ -184,3 +191,35 @@ def test_an_average_can_end_earlier(snapshots) -> None:
 def test_a_folder_without_snapshots_says_how_to_have_some(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no snapshots to make averages from; train with ema_profiles"):
         reconstruct(tmp_path, 0.1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run with snapshots."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    small = {"depth": 2, "hidden_size": 16, "num_heads": 2}
+    config = {"out": str(folder), "model": "dit_ti_2", "model_options": small, "num_images": 96, "batch_size": 8}
+    config |= {"checkpoint_every": 24, "sample_every": 0, "ema_profiles": (0.05, 0.1), "warmup_images": 0}
+    run(make_config(config))
+    return folder
+
+
+def test_the_command_makes_a_model_of_another_width(trained, tmp_path) -> None:
+    result = CliRunner().invoke(cli, ["ema", str(trained), str(tmp_path / "model"), "--width", "0.1"])
+    assert result.exit_code == 0, result.output
+    assert result.output == f"{tmp_path / 'model'} holds the model; ditzoo sample {tmp_path / 'model'} draws from it.\n"
+    model = DiffusionTransformer.from_pretrained(tmp_path / "model")
+    kept = load_state_dict(trained / "ema" / "000000096-0.1.safetensors")
+    torch.testing.assert_close({name: model.state_dict()[name] for name in kept}, kept, rtol=1e-5, atol=1e-6)
+    assert model.details.recipe == load_model(model_folder(trained)).details.recipe
+    assert model.details.results == ()
+
+
+def test_only_runs_and_their_own_snapshots_make_models(trained, tmp_path) -> None:
+    with pytest.raises(ValueError, match=rf"{tmp_path} is no folder of a training run; give the one that holds"):
+        reconstructed_model(tmp_path, 0.1)
+    shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "ema")
+    write_snapshots(tmp_path / "run" / "ema", {"0.1": {"base_model.lora_A": torch.ones(2)}}, 96)
+    with pytest.raises(ValueError, match=r"has averages of base_model.lora_A, which the model .* does not have"):
+        reconstructed_model(tmp_path / "run", 0.1)

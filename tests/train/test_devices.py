@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from ditzoo.models import DiffusionTransformer
+from ditzoo.train import make_config, run
 from ditzoo.train.checkpoints import Checkpoints, load_state
 from ditzoo.train.devices import make_devices
+from ditzoo.train.monitor import MetricsFile
 from ditzoo.train.state import check_optimizer, full_state
 from tests.train.few_steps import OPTIMIZERS, ROOT, betas, go, in_processes, options, resume, save, start, tensors
 from tests.zoo import TINY
@@ -107,12 +109,44 @@ def test_optimisers_of_timm_train_and_resume_sharded(tmp_path) -> None:
 def test_three_processes_share_weights_of_any_shape_and_torchrun_starts_them(tmp_path) -> None:
     """Some weights have fewer rows than there are processes: there a shard is empty."""
     task = [str(ROOT / "tests" / "train" / "few_steps.py"), "uneven", str(tmp_path)]
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", *task]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", *task]
     subprocess.run(
-        run, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=True, timeout=300
+        launch, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=True, timeout=300
     )
     result = json.loads((tmp_path / "uneven.json").read_text())
     assert result == pytest.approx(go(start("uvit_ti_2", batch_size=6), 2), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_a_run_of_the_command_goes_from_two_processes_to_one(launcher: str, tmp_path) -> None:
+    """Sharded, by either launcher; on one process it goes on in the same folder."""
+    config = {"model": "dit_ti_2", "batch_size": 16, "warmup_images": 0, "lr_schedule": "constant", "log_every": 16}
+    config |= {"sample_every": 0, "checkpoint_every": 32, "device": "cpu"}
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps({**config, "num_images": 64}))  # JSON is YAML
+    commands = {
+        "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+        "accelerate": [
+            *("accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--use_fsdp", "--fsdp_version=2"),
+            *("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"),
+        ],
+    }
+    command = [sys.executable, "-m", *commands[launcher], "-m", "ditzoo", "train", "--config", str(file)]
+    command += ["--out", str(tmp_path / "run"), *(["--fsdp"] if launcher == "torchrun" else [])]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    run(make_config({**config, "num_images": 128, "out": str(tmp_path / "run")}))
+    run(make_config({**config, "num_images": 128, "out": str(tmp_path / "one")}))
+    rows = [MetricsFile(tmp_path / name / "metrics.jsonl").rows("train") for name in ("run", "one")]
+    assert [row["seen"] for row in rows[0]] == [row["seen"] for row in rows[1]] == list(range(16, 129, 16))
+    for mine, theirs in zip(*rows, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    starts = MetricsFile(tmp_path / "run" / "metrics.jsonl").rows("start")
+    assert [(row["seen"], row["processes"]) for row in starts] == [(0, 2), (64, 1)]
 
 
 @pytest.mark.slow
