@@ -180,7 +180,8 @@ def convert(src: str, dst: Path, to: Layout, dtype: str | None, **options: Any) 
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 def sample(name: str, out: Path, **options: Any) -> None:
-    """Sample from a model: NAME is a tagged name such as dit_ti_2.digits, a folder, or hf-hub:user/repo.
+    """Sample from a model: NAME is a tagged name such as dit_ti_2.digits, a folder of a model or of a training run,
+    or hf-hub:user/repo.
 
     OUT decides what is written: a grid (.png), an animation of the steps (.gif, .webp), a file for ADM's evaluation
     (.npz), or else a folder of PNG files. File and folder are written in shards: a stopped job goes on where it was,
@@ -198,6 +199,118 @@ def sample(name: str, out: Path, **options: Any) -> None:
 
 
 @cli.command()
+@click.argument("data")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--model", help="Encode for this model: autoencoder, scale, shift and size are those of its recipe.")
+@click.option("--codec", help="Autoencoder: a folder, the id of a model, or 'pixels' for images as they are.")
+@click.option("--codec-name", help="What recipes call the autoencoder; default: what --codec says.")
+@click.option("--size", type=click.IntRange(min=1), help="Side of the square that images are cropped to, in pixels.")
+@click.option("--scale", type=float, help="What codes are multiplied by; default: as the autoencoder says.")
+@click.option("--shift", type=float, help="What is subtracted from codes first.")
+@click.option("--flip/--no-flip", default=True, show_default=True, help="Encode mirrored images too.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the values on disk.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--shard-size", type=click.IntRange(min=1), help="Images in a file; default: 1024.")
+@click.option("--num-workers", type=click.IntRange(min=0), default=0, show_default=True, help="That read images.")
+@click.option("--max-unreadable", type=click.IntRange(min=0), default=10, show_default=True, help="Images to replace.")
+@click.option("--slicing", is_flag=True, help="Encode one image at a time, which takes less memory.")
+@click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
+@click.option(
+    "--codec-dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="In which the autoencoder computes.",
+)
+def encode(**options: Any) -> None:
+    """Cache latents of DATA in the folder OUT, so that training needs no autoencoder.
+
+    DATA is a folder of images, digits, tar files ('data/*.tar') or a data set of the Hub (hf:owner/name). A stopped
+    job goes on where it was, and under torchrun all processes share it.
+    """
+    from ditzoo.pipeline.encoding import EncodeCommand
+
+    command = EncodeCommand(**options)
+    try:
+        with _progress_bars() as progress:
+            lines = list(command.run(lambda done, total: progress("encoding", done, total)))
+    except KeyboardInterrupt:
+        click.echo(f"\n{command.when_stopped()}", err=True)
+        sys.exit(130)
+    for line in lines:
+        click.echo(line)
+
+
+class _TrainCommand(click.Command):
+    """Has a flag for every setting of a run, made when somebody looks at them."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if not any(param.name == "model" for param in self.params):
+            from ditzoo.train.command import flags
+
+            for flag in flags():
+                self.params.append(
+                    click.Option(
+                        [flag.names, flag.setting],
+                        default=None,
+                        help=flag.text,
+                        type=None if flag.choices is None else click.Choice(flag.choices),
+                        metavar=flag.metavar,
+                        multiple=flag.repeats,
+                    )
+                )
+        return super().get_params(ctx)
+
+
+@cli.command(cls=_TrainCommand)
+@click.option("--config", "file", type=click.Path(path_type=Path), help="YAML of settings, such as a run's run.yaml.")
+@click.option("--dry-run", is_flag=True, help="Show settings, their sources, sizes and cost, and train nothing.")
+@click.option("--stop-at", type=click.IntRange(min=1), help="Images at which to stop, with a checkpoint, for now.")
+def train(file: Path | None, dry_run: bool, stop_at: int | None, **given: Any) -> None:
+    """Train a model, or go on with a run that was stopped: the same command again does so.
+
+    Flags win over the file, the file over the preset, the preset over the defaults, which train a tiny model on the
+    digits in about two minutes. Every setting is a flag and a line of the file.
+    """
+    from ditzoo.train.command import command_line, dry_run_lines, make_config, row_line, settings_rows
+
+    given = {name: value for name, value in given.items() if value not in (None, ())}
+    config = make_config(given, file=file)
+    if dry_run:
+        with _garbage_kept():
+            lines = dry_run_lines(config)
+        _print_columns(("setting", "value", "from"), settings_rows(config, given, file))
+        click.echo()
+        for topic, line in lines:
+            click.echo(f"{topic:8}  {line}")
+        return
+    with _garbage_kept():
+        from ditzoo.pipeline.jobs import process_of_launcher
+        from ditzoo.train.runs import run
+
+    result = run(
+        config, stop_at=stop_at, command=command_line(given, file), on_row=lambda row: click.echo(row_line(row))
+    )
+    is_first = process_of_launcher()[0] == 0
+    if result.stopped_by is not None:
+        if is_first:
+            click.echo(
+                f"Stopped at {result.seen:,} images. The same command goes on from {result.checkpoint}.", err=True
+            )
+        sys.exit(128 + result.stopped_by)
+    if is_first and not result.finished:
+        click.echo(f"Stopped at {result.seen:,} images, as told. The same command goes on from {result.checkpoint}.")
+    elif is_first:
+        click.echo(f"{result.folder} holds the run: `ditzoo sample {result.folder}` draws from its model.")
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("repo_id", metavar="USER/REPO")
 @click.option("--private/--public", default=None, help="Of a new repository; default: as the account's settings say.")
@@ -210,7 +323,7 @@ def sample(name: str, out: Path, **options: Any) -> None:
 def push(
     folder: Path, repo_id: str, results: Path | None, samples: Path | None, draw: bool | None, **options: Any
 ) -> None:
-    """Upload FOLDER, a model that was saved, to the Hugging Face Hub, with a model card.
+    """Upload FOLDER, a model that was saved or a training run, to the Hugging Face Hub, with a model card.
 
     Log in first: `hf auth login`, or HF_TOKEN in the environment.
     """

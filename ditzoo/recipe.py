@@ -12,6 +12,7 @@ Prediction = Literal["epsilon", "v_prediction", "sample", "velocity", "score", "
 Schedule = Literal["linear", "scaled_linear", "cosine", "continuous_vp", "flow_linear", "flow_gvp", "flow_vp", "edm"]
 Variance = Literal["fixed_small", "fixed_large", "learned_range"]
 Loss = Literal["mse", "hybrid", "rescaled_hybrid", "vlb"]
+TimeDistribution = Literal["uniform", "logit_normal"]
 LossWeighting = Literal["none", "velocity", "likelihood"]
 GuidanceKind = Literal["classifier_free", "autoguidance"]
 GuidanceConvention = Literal["dit", "uvit"]
@@ -156,6 +157,13 @@ class Recipe:
     """weight the squared error as x0's would be by min(snr, gamma), with snr = (alpha / sigma)^2 (section 3.4 of
     arXiv:2303.09556): of `"sample"` by min(snr, gamma), of `"epsilon"` by min(snr, gamma) / snr, of `"v_prediction"` by
     min(snr, gamma) / (snr + 1). The bound of a learned variance is not weighted. MDTv2: 5"""
+    time_distribution: TimeDistribution = "uniform"
+    """of the times that training draws: `"logit_normal"` prefers those in the middle (section 3.1 of
+    arXiv:2403.03206). EDM has its own, a normal distribution of log(sigma)"""
+    time_mean: float = 0.0
+    """of the logit of the noise time (0 data, 1 noise) under `"logit_normal"`: above 0 prefers noisier times"""
+    time_std: float = 1.0
+    """its standard deviation"""
     guidance: Guidance = field(default_factory=Guidance)
     sampler: Sampler = "ddim"
     num_inference_steps: int = 50
@@ -208,11 +216,11 @@ class Recipe:
             _check_whole(name, getattr(self, name))
             if not 1 <= getattr(self, name) <= _MOST_STEPS:
                 raise ValueError(f"{name} must be from 1 to {_MOST_STEPS:,}, got {getattr(self, name)!r:.60}.")
-        for name in ("time_scale", "latent_scale"):
+        for name in ("time_scale", "time_std", "latent_scale"):
             _check_number(name, getattr(self, name))
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)}.")
-        for name in ("time_offset", "latent_shift", "mask_ratio_spread"):
+        for name in ("time_offset", "time_mean", "latent_shift", "mask_ratio_spread"):
             _check_number(name, getattr(self, name))
         if self.mask_ratio is not None:
             _check_number("mask_ratio", self.mask_ratio)
@@ -261,6 +269,12 @@ class Recipe:
             raise ValueError(
                 f"loss_weighting {self.loss_weighting!r} is for flows that predict 'epsilon' or 'score', not for "
                 f"{self.prediction!r} under {self.schedule!r}; use 'none'."
+            )
+
+        if self.schedule == "edm" and self.time_distribution != "uniform":
+            raise ValueError(
+                f"time_distribution {self.time_distribution!r} does not go with schedule 'edm', which draws log(sigma) "
+                "from a normal distribution of its own; use 'uniform'."
             )
 
     def _check_variance(self) -> None:
@@ -350,6 +364,7 @@ _CHOICES = {
     "variance": Variance,
     "loss": Loss,
     "loss_weighting": LossWeighting,
+    "time_distribution": TimeDistribution,
     "sampler": Sampler,
     "weights": Weights,
     "pixel_rule": PixelRule,

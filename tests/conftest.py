@@ -8,6 +8,7 @@ from hypothesis import settings
 
 from ditzoo import registry
 from tests.hub_server import HubServer
+from tests.pictures import write_pictures
 
 # The same examples in every run, without a time limit: the machine may be busy.
 settings.register_profile("ditzoo", deadline=None, derandomize=True)
@@ -43,3 +44,9 @@ def hub_server():
     """A server of this test's own that the Hub's client takes for the Hub."""
     with HubServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder of 320 real pictures in two classes, for all tests to read."""
+    return write_pictures(tmp_path_factory.mktemp("data") / "pictures")

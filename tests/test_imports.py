@@ -21,7 +21,7 @@ UPWARD = {("registry", "weights"), ("metrics", "registry"), ("models", "weights"
 #: Imported inside the function that needs them.
 OPTIONAL = {
     *("accelerate", "datasets", "diffusers", "matplotlib", "sklearn", "timm", "torch_fidelity", "torchdiffeq"),
-    *("torchvision", "peft", "tensorboard", "transformers", "wandb", "yaml"),
+    *("peft", "tensorboard", "pyarrow", "torchvision", "transformers", "wandb", "yaml"),
 }
 
 

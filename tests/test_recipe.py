@@ -137,6 +137,12 @@ def test_a_recipe_is_public():
             r"min_snr_gamma weights the schedules linear, scaled_linear, cosine, not 'flow",
         ),
         ({"min_snr_gamma": 0.0}, r"min_snr_gamma must be above 0, or None, got 0\.0"),
+        ({"time_distribution": "normal"}, r"unknown time_distribution 'normal'; choose one of uniform, logit_normal"),
+        ({"time_std": 0.0}, r"time_std must be a number above 0, got 0\.0"),
+        (
+            {"prediction": "edm", "schedule": "edm", "time_distribution": "logit_normal"},
+            r"time_distribution 'logit_normal' does not go with schedule 'edm', which draws log\(sigma\)",
+        ),
         (
             {"loss_weighting": "velocity"},
             r"loss_weighting 'velocity' is for flows that predict 'epsilon' or 'score', n",

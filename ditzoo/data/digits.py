@@ -4,11 +4,15 @@ Source: "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, 
 scikit-learn ships it in `sklearn.datasets.load_digits`.
 """
 
+import hashlib
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ditzoo.data.images import random_flips
+from ditzoo.data.source import Loaded, TensorSource
 from ditzoo.media.codec import to_uint8 as to_uint8  # its public name here, older than ditzoo.media
 
 _HELD_OUT_PER_CLASS = 50
@@ -46,6 +50,32 @@ def load_digits_split(split: Literal["train", "test"]) -> DigitsSplit:
     labels = torch.from_numpy(digits.target).long()  # (N,)
     chosen = _held_out(labels) if split == "test" else ~_held_out(labels)
     return DigitsSplit(images[chosen], labels[chosen])
+
+
+class Digits(TensorSource):
+    """The digits as what training reads: 1x8x8 pixels in ten classes.
+
+    Args:
+        split: as for `load_digits_split`.
+        flip: mirror half of the samples left to right. A mirrored digit is no digit: for tests alone.
+    """
+
+    def __init__(self, split: Literal["train", "test"] = "train", *, flip: bool = False) -> None:
+        images, labels = load_digits_split(split)
+        super().__init__(
+            images,
+            labels,
+            name=f"{len(images):,} handwritten digits",
+            num_classes=_NUM_CLASSES,
+            label_names=tuple(str(label) for label in range(_NUM_CLASSES)),
+            fingerprint=hashlib.sha256(f"digits {split} {flip}".encode()).hexdigest(),
+        )
+        self.flip = flip
+
+    def load(self, indices: Sequence[int], numbers: Sequence[int], seed: int) -> Loaded:
+        """See `Source`."""
+        loaded = super().load(indices, numbers, seed)
+        return loaded._replace(x=random_flips(loaded.x, numbers, seed)) if self.flip else loaded
 
 
 def _held_out(labels: Tensor) -> Tensor:

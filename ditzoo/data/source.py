@@ -43,6 +43,8 @@ class Source(ABC):
         label_names: of the classes, in order, where they have names.
         shape: (C, H, W) of a sample; of the first bucket, where sizes differ.
         fingerprint: changes when samples, their order or their labels do; a hexadecimal digest.
+        max_unreadable: samples that cannot be read above which loading ends with an error.
+        max_workers: processes that load at a time, where more are of no use; None where there is no such limit.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Source(ABC):
     label_names: tuple[str, ...] | None = None
     shape: tuple[int, int, int]
     fingerprint: str
+    max_unreadable: int = 0
+    max_workers: int | None = None
 
     @abstractmethod
     def __len__(self) -> int:

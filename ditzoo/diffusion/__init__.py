@@ -10,6 +10,7 @@ from ditzoo.diffusion.losses import (
     min_snr_weight,
     prior_bits,
     training_loss,
+    training_terms,
     variational_bound,
 )
 from ditzoo.diffusion.process import (
@@ -90,6 +91,7 @@ __all__ = [
     "sampler_times",
     "space_timesteps",
     "training_loss",
+    "training_terms",
     "unipc_sample",
     "variational_bound",
 ]

@@ -193,7 +193,7 @@ def denoising_loss(
     return denoising_terms(model, process, x0, y, draws, **options).loss
 
 
-def training_loss(
+def training_terms(
     model: Callable[..., Tensor],
     process: Process,
     x0: Tensor,
@@ -203,9 +203,13 @@ def training_loss(
     null_label: int | None = None,
     class_dropout_prob: float = 0.0,
     mask: object = None,
-) -> Tensor:
-    """The loss of a step, a scalar: the plain pass and, where `mask` is given, MDT's masked one, each weighted 1
-    (section 3.4 of arXiv:2303.14389). Arguments as `denoising_terms`, with one set of draws a pass.
+) -> dict[str, Tensor]:
+    """The loss of a step and what it is made of, scalars averaged over the batch.
+
+    `"loss"` is the plain pass's and, where `mask` is given, the masked one's of MDT, each weighted 1 (section 3.4 of
+    arXiv:2303.14389). The others are `"mse"` and `"vb"` of the plain pass, `"masked_mse"` and `"masked_vb"` of the
+    masked one, as far as the recipe has them, without gradients. Arguments as `denoising_terms`, with one set of draws
+    a pass.
 
     Raises:
         ValueError: for another number of draws than passes.
@@ -215,8 +219,9 @@ def training_loss(
         raise ValueError(
             f"{len(passes)} sets of draws for {len(masks)} passes; call draw_training(..., num_passes={len(masks)})."
         )
-    losses = [
-        denoising_loss(
+    losses, parts = [], {}
+    for draws, pass_mask in zip(passes, masks, strict=True):
+        found = denoising_terms(
             model,
             process,
             x0,
@@ -226,6 +231,20 @@ def training_loss(
             class_dropout_prob=class_dropout_prob,
             mask=pass_mask,
         )
-        for draws, pass_mask in zip(passes, masks, strict=True)
-    ]
-    return torch.stack([loss.mean() for loss in losses]).sum()
+        losses.append(found.loss.mean())
+        for name, values in (("mse", found.mse), ("vb", found.vb)):
+            if values is not None:
+                parts[name if pass_mask is None else f"masked_{name}"] = values.detach().mean()
+    return {"loss": torch.stack(losses).sum(), **parts}
+
+
+def training_loss(
+    model: Callable[..., Tensor],
+    process: Process,
+    x0: Tensor,
+    y: Tensor | None,
+    passes: Sequence[TrainingDraws],
+    **options: Any,
+) -> Tensor:
+    """The loss of a step alone, a scalar. Arguments and errors as `training_terms`."""
+    return training_terms(model, process, x0, y, passes, **options)["loss"]

@@ -3,7 +3,7 @@
 Works on tensors and arrays, and imports nothing else of ditzoo.
 """
 
-from ditzoo.media.codec import Codec, LatentCodec, PixelCodec, load_codec, load_codec_for_recipe, to_uint8
+from ditzoo.media.codec import Codec, LatentCodec, PixelCodec, Posterior, load_codec, load_codec_for_recipe, to_uint8
 from ditzoo.media.labels import LabelNames, parse_labels
 from ditzoo.media.shards import SampleStore, Shard, shard_size_of
 from ditzoo.media.writers import channels_last, image_grid, write_animation, write_npz, write_png_folder
@@ -13,6 +13,7 @@ __all__ = [
     "LabelNames",
     "LatentCodec",
     "PixelCodec",
+    "Posterior",
     "SampleStore",
     "Shard",
     "channels_last",

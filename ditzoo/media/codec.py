@@ -12,10 +12,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+
+from ditzoo.media.hashes import sampled_hash
 
 Uint8Rule = Literal["dit", "adm"]
 
@@ -41,16 +43,36 @@ def to_uint8(images: Tensor, rule: Uint8Rule = "dit") -> Tensor:
     return scaled.clamp(0, 255).to(torch.uint8)
 
 
+class Posterior(NamedTuple):
+    """What an encoder makes of images: a normal distribution of latents, scaled and shifted as networks see them.
+
+    Attributes:
+        mean: (B, C, h, w) float32.
+        log_variance: of the same shape; None for a point, which has none.
+    """
+
+    mean: Tensor
+    log_variance: Tensor | None
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Latents mean + std * noise, for standard normal noise of their shape."""
+        return self.mean if self.log_variance is None else self.mean + (0.5 * self.log_variance).exp() * noise
+
+
 class PixelCodec:
     """For models that see pixels: encoding and decoding change nothing.
 
     Attributes:
         channels: of the images, 3 for colours and 1 for grey.
-        name, downsampling, latent_channels: as `LatentCodec` has them.
+        name, downsampling, latent_channels, scale, shift: as `LatentCodec` has them.
+        encoder_hash: None, for there are no weights.
     """
 
     name = "pixels"
     downsampling = 1
+    scale, shift = 1.0, 0.0
+    encoder_hash = None
+    has_posterior = False
 
     def __init__(self, channels: int = 3) -> None:
         if channels < 1:
@@ -62,11 +84,20 @@ class PixelCodec:
         """Those of the images."""
         return self.channels
 
+    @property
+    def image_channels(self) -> int:
+        """Those of the images."""
+        return self.channels
+
     def encode(self, images: Tensor, *, noise: Tensor | None = None) -> Tensor:
         """`images`, checked. There is no posterior, so noise changes nothing either."""
         _check_images(images, self.channels, self.downsampling)
         _check_noise(noise, tuple(images.shape))
         return images
+
+    def posterior(self, images: Tensor) -> Posterior:
+        """A point: `images`, checked."""
+        return Posterior(self.encode(images), None)
 
     def decode(self, latents: Tensor) -> Tensor:
         """`latents`, checked."""
@@ -103,6 +134,9 @@ class LatentCodec:
         downsampling: pixels of an image for one of its latents, along each side.
         latent_channels: of the latents.
         image_channels: of the images.
+        has_posterior: whether images become distributions of latents; tiny autoencoders make points of them.
+        encoder_hash: of the encoder's weights as they are given: equal where the same images become the same latents.
+            `load_codec` takes it before the weights are cast, so that it is the same in every precision.
 
     Raises:
         TypeError: another kind of autoencoder.
@@ -142,6 +176,9 @@ class LatentCodec:
         self.downsampling = 2 ** (len(config.block_out_channels) - 1)
         self._autoencoder = autoencoder.eval().requires_grad_(False)
         self._is_tiny = kind == _TINY
+        self.has_posterior = not self._is_tiny
+        encoder = {k: v for k, v in autoencoder.state_dict().items() if k.startswith(_ENCODER)}
+        self.encoder_hash = sampled_hash(encoder)
         autoencoder.disable_tiling()
         self.tiling, self.slicing = tiling, slicing
 
@@ -215,6 +252,23 @@ class LatentCodec:
         return (codes - self.shift) * self.scale
 
     @torch.no_grad()
+    def posterior(self, images: Tensor) -> Posterior:
+        """The distribution of latents that `encode` takes the mean of, or draws from: to keep on disk.
+
+        Args:
+            images: (B, image_channels, H, W) floats in [-1, 1]; `downsampling` divides H and W.
+
+        Raises:
+            TypeError, ValueError: as `encode`.
+        """
+        if self._is_tiny:
+            return Posterior(self.encode(images), None)
+        _check_images(images, self.image_channels, self.downsampling)
+        codes = self._autoencoder.encode(self._put(images)).latent_dist
+        mean = (self._widen(codes.mean) - self.shift) * self.scale
+        return Posterior(mean, self._widen(codes.logvar) + 2 * math.log(self.scale))
+
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, image_channels, H, W) of latents, float32, on the codec's device.
 
@@ -257,6 +311,8 @@ Codec = LatentCodec | PixelCodec
 
 _TINY = "AutoencoderTiny"
 _KINDS = ("AutoencoderKL", _TINY)
+#: the parameters that decide latents; autoencoders whose decoder alone was tuned share them
+_ENCODER = ("encoder.", "quant_conv.")
 
 
 def load_codec(
@@ -289,8 +345,10 @@ def load_codec(
         ValueError: it is another kind of autoencoder, and as `LatentCodec` has it.
     """
     name = str(name_or_path)
-    autoencoder = _load_autoencoder(name, dtype, subfolder, revision).to(device)
-    return LatentCodec(autoencoder, scale=scale, shift=shift, name=name, tiling=tiling, slicing=slicing)
+    autoencoder = _load_autoencoder(name, subfolder, revision)
+    codec = LatentCodec(autoencoder, scale=scale, shift=shift, name=name, tiling=tiling, slicing=slicing)
+    _cast(autoencoder, device, dtype)
+    return codec
 
 
 def load_codec_for_recipe(
@@ -321,16 +379,18 @@ def load_codec_for_recipe(
         UserWarning: where the configuration of an `AutoencoderKL` names another scale or shift than the recipe.
     """
     name = str(name_or_path)
-    autoencoder = _load_autoencoder(name, dtype).to(device)
+    autoencoder = _load_autoencoder(name)
     scale: float | None = latent_scale
     shift = latent_shift
     if type(autoencoder).__name__ == _TINY:
         scale, shift = None, 0.0
-    return LatentCodec(autoencoder, scale=scale, shift=shift, name=name, tiling=tiling, slicing=slicing)
+    codec = LatentCodec(autoencoder, scale=scale, shift=shift, name=name, tiling=tiling, slicing=slicing)
+    _cast(autoencoder, device, dtype)
+    return codec
 
 
-def _load_autoencoder(name: str, dtype: torch.dtype, subfolder: str | None = None, revision: str | None = None) -> Any:
-    """On the CPU. Errors as `load_codec` has them."""
+def _load_autoencoder(name: str, subfolder: str | None = None, revision: str | None = None) -> Any:
+    """On the CPU, in float32. Errors as `load_codec` has them."""
     try:
         import diffusers
     except ImportError as error:
@@ -344,7 +404,7 @@ def _load_autoencoder(name: str, dtype: torch.dtype, subfolder: str | None = Non
             kind = str(config.get("_class_name"))
             if kind in _KINDS:
                 autoencoder, report = getattr(diffusers, kind).from_pretrained(
-                    repository, torch_dtype=dtype, output_loading_info=True, low_cpu_mem_usage=False, **where
+                    repository, torch_dtype=torch.float32, output_loading_info=True, low_cpu_mem_usage=False, **where
                 )
     except Exception as error:
         # diffusers, the Hub's client and safetensors each have their own, and not all are OSErrors.
@@ -355,6 +415,11 @@ def _load_autoencoder(name: str, dtype: torch.dtype, subfolder: str | None = Non
         # diffusers would go on with random numbers in their place.
         raise OSError(f"{name} is incomplete: {broken[0]} and {len(broken) - 1} more do not fit. Fetch it again.")
     return autoencoder
+
+
+def _cast(autoencoder: Any, device: torch.device | str, dtype: torch.dtype) -> None:
+    # Not by its own `to`, which warns of modules to be kept in float32 where there are none.
+    torch.nn.Module.to(autoencoder, device, dtype)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ditzoo.media import claims
 from ditzoo.media.files import remove_leftovers, writing
 from ditzoo.media.labels import LabelNames
 from ditzoo.media.writers import Images, Labels, checked_images, checked_labels, stream_npz, stream_png_folder
@@ -77,11 +78,10 @@ class SampleStore:
         #: shape of an image, whether there are no labels; of what `add` takes
         self._kind: tuple[tuple[int, ...], bool] | None = None
         self._pending: dict[int, dict[int, tuple[Images, int | None]]] = {}
-        job = _plain(
-            {"format": FORMAT_VERSION, "total": total, "shard_size": shard_size, "fingerprint": dict(fingerprint)}
-        )
+        job = {"format": FORMAT_VERSION, "total": total, "shard_size": shard_size, "fingerprint": dict(fingerprint)}
+        job = claims.claim(self.folder / _JOB, job, shards="shard-*.npz", what="samples of another job")
         #: in every shard, so that one of another job is noticed
-        self._job_digest = hashlib.sha256(_plain(self._claim(job)).encode()).hexdigest()
+        self._job_digest = hashlib.sha256(claims.plain(job).encode()).hexdigest()
 
     def shard_range(self, shard: int) -> range:
         """The samples of shard number `shard`."""
@@ -245,29 +245,6 @@ class SampleStore:
         _check_alike(self.shard_path(number), kinds)
         return shard
 
-    def _claim(self, job: str) -> dict[str, Any]:
-        """Write job.json, or compare with the one that is there, and give its content (where 4.0 may stand for 4)."""
-        path = self.folder / _JOB
-        # In this order: another process of the job writes job.json before its first shard.
-        has_shards = any(self.folder.glob("shard-*.npz"))
-        if not path.exists():
-            if has_shards:
-                raise ValueError(f"{self.folder} holds shards without a {_JOB} that says of what; give another folder.")
-            with writing(path) as temporary:
-                temporary.write_text(job, encoding="utf-8")
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(there, dict):
-                raise ValueError(f"it holds a {type(there).__name__}")
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}); remove the folder, or give another one.") from error
-        if differing := list(_differences(there, json.loads(job))):
-            raise ValueError(
-                f"{self.folder} holds samples of another job: {'; '.join(differing)}. Give another folder, or remove "
-                "this one."
-            )
-        return there
-
 
 def shard_size_of(folder: Path | str) -> int | None:
     """The shard size of the job in a folder; None where there is none that can be read."""
@@ -294,28 +271,3 @@ def _check_alike(path: Path, kinds: Sequence[tuple[tuple[int, ...], bool]]) -> N
             raise ValueError(f"{path}: images of {shape} and of {kinds[0][0]} do not go together.")
         if unlabelled != kinds[0][1]:
             raise ValueError(f"{path}: some samples have labels and some have none; give them always or never.")
-
-
-def _plain(job: Mapping[str, Any]) -> str:
-    """The text of job.json."""
-    try:
-        return json.dumps(job, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"the fingerprint of a job must be JSON: {error}.") from error
-
-
-def _differences(there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """`entry was 1, is 2` for each entry that differs, however deep it stands."""
-    for key in sorted({*there, *now}):
-        before, after = there.get(key, _ABSENT), now.get(key, _ABSENT)
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after, "" if key == "fingerprint" else f"{prefix}{key}.")
-        elif before != after or isinstance(before, bool) != isinstance(after, bool):
-            yield f"{prefix}{key} was {_shown(before)}, is {_shown(after)}"
-
-
-_ABSENT = object()
-
-
-def _shown(value: object) -> str:
-    return "absent" if value is _ABSENT else json.dumps(value)

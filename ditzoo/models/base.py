@@ -274,7 +274,8 @@ class DiffusionTransformer(nn.Module):
         """The model in a folder, or a repository of the Hub, that `save_pretrained` or `push_to_hub` made.
 
         Args:
-            folder_or_id: a folder, or `"hf-hub:user/repo@revision"`, whose revision may be left out.
+            folder_or_id: a folder, that of a training run, whose newest checkpoint is taken, or
+                `"hf-hub:user/repo@revision"`, whose revision may be left out.
             dtype: of the weights; None keeps the precision of the file.
             strict: whether weights must have all names and shapes of the model; see `ditzoo.create`.
             **overrides: constructor options to change, likewise.

@@ -93,7 +93,8 @@ class Pipeline:
 
         Args:
             name_or_path: a tagged name of the registry, such as `"dit_ti_2.digits"`; a folder that `save_pretrained`
-                wrote; or a repository of the Hub, `"hf-hub:user/repo@revision"`.
+                wrote; that of a training run, whose newest checkpoint is taken; or a repository of the Hub,
+                `"hf-hub:user/repo@revision"`.
             checkpoint: for a name, weights in place of its own: a file, a folder or an address, as `ditzoo.create`
                 takes them.
             codec: instead of the recipe's.

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from ditzoo.diffusion import count_evaluations
-from ditzoo.media.files import writing_folder
+from ditzoo.media.files import writing, writing_folder
 from ditzoo.metrics import count_macs
 from ditzoo.models import DiffusionTransformer, EvaluationResult, ModelDetails
 from ditzoo.pipeline.card import CardSubject, is_generated, model_card
@@ -22,9 +22,11 @@ from ditzoo.pipeline.pipeline import Pipeline
 from ditzoo.weights.folders import (
     CONFIG,
     STEM,
+    TRAINING_STATE,
     WEAK_STEM,
     FolderConfig,
     load_network,
+    model_folder,
     read_config,
     rewrite_details,
     save_model,
@@ -41,8 +43,10 @@ _QUICK = 2e12
 _ROWS, _COLUMNS = 4, 10
 #: The entry of a picture that says what it shows, as PNG files have it.
 _CAPTION = "Description"
-#: Files of a model, by pattern; nothing else in a folder, such as the state of an optimiser, is uploaded.
-_TRAVELLING = (CONFIG, "*.safetensors", "*.safetensors.index.json", CARD, SAMPLES, "LICENSE*")
+#: Files that people read or look at, by pattern.
+_WORDS = (CARD, SAMPLES, "LICENSE*")
+#: Files of a model likewise; nothing else in a folder is uploaded, and not the state of an optimiser.
+_TRAVELLING = (CONFIG, "*.safetensors", "*.safetensors.index.json", *_WORDS)
 
 _logger = logging.getLogger("ditzoo")
 
@@ -76,11 +80,12 @@ def push_saved(
     results: Sequence[EvaluationResult] = (),
     **where: Any,
 ) -> str:
-    """Upload a folder that `save_pretrained` wrote, with a card and samples if it has none.
+    """Upload a folder that `save_pretrained` wrote, or the newest checkpoint of a training run, with a card and samples
+    if it has none.
 
     Args:
         folder: its weights are uploaded as they are. A `README.md` that somebody wrote or edited, and `samples.png`,
-            go before new ones.
+            go before new ones; those of a run lie in the run's own folder.
         repo_id: `"user/repo"`.
         samples: as `DiffusionTransformer.push_to_hub` has it.
         licence: of the weights, in place of the recipe's.
@@ -94,18 +99,19 @@ def push_saved(
         OSError, ValueError: as `from_pretrained` and `push_to_hub`: what does not load is not uploaded. Nor is what a
             link leads to outside of the folder.
     """
-    folder = Path(folder)
+    run, folder = Path(folder), model_folder(folder)
     config = read_config(folder)
     model, weak_model = _load_all(config)
     details = _with_licence(replace(config.details, results=(*config.details.results, *results)), licence, folder)
-    with TemporaryDirectory(prefix="ditzoo-push-") as name:
-        staged = Path(name)
-        for path in _travelling(folder):
-            (staged / path.name).symlink_to(path.resolve())
+    with TemporaryDirectory(prefix="ditzoo-push-") as temporary:
+        staged = Path(temporary)
+        travelling = {path.name: path for path in [*_travelling(folder), *_travelling(run, _WORDS)]}
+        for name, path in travelling.items():
+            (staged / name).symlink_to(path.resolve())
         if details != config.details:
             rewrite_details(staged, details)
             if _is_written(staged / CARD):
-                _logger.warning("%s stays as it is: write the new licence and results into it.", folder / CARD)
+                _logger.warning("%s stays as it is: write the new licence and results into it.", travelling[CARD])
         subject = CardSubject(model=model, details=details, weak_model=weak_model)
         return _push(staged, subject, repo_id, samples, where)
 
@@ -139,13 +145,14 @@ def _load_all(config: FolderConfig) -> tuple[DiffusionTransformer, DiffusionTran
     return model, None if weak is None else load_network(config, weak, WEAK_STEM)
 
 
-def _travelling(folder: Path) -> list[Path]:
+def _travelling(folder: Path, patterns: Sequence[str] = _TRAVELLING) -> list[Path]:
     """The files of a model. The folder may be a stranger's, and a link in it lead to a secret that would be uploaded.
 
     Raises:
         ValueError: for such a link.
     """
-    files = sorted(path for pattern in _TRAVELLING for path in folder.glob(pattern) if path.is_file())
+    found = (path for pattern in patterns for path in folder.glob(pattern))
+    files = sorted(path for path in found if path.is_file() and path.name != TRAINING_STATE)
     for path in files:
         check_inside(path)
     return files
@@ -173,7 +180,7 @@ def _push(
     elif samples is not False and not picture.exists() and _is_drawn(subject, asked=samples is True):
         _draw(subject, picture)
     if not _is_written(folder / CARD):
-        card = model_card(subject, repo_id, caption=_caption_of(picture) if picture.exists() else None)
+        card = model_card(subject, repo_id, caption=caption_of(picture) if picture.exists() else None)
         (folder / CARD).unlink(missing_ok=True)  # it may be a link to the user's own
         (folder / CARD).write_text(card, encoding="utf-8")
     return push_folder(folder, repo_id, is_generated=is_generated, **where)
@@ -200,7 +207,7 @@ def _copy_picture(source: Path, target: Path) -> None:
         raise ValueError(f"{source} cannot be read as a picture for the card; give a PNG or JPEG file.") from error
 
 
-def _caption_of(picture: Path) -> str:
+def caption_of(picture: Path) -> str:
     """What a picture says that it shows; nothing where it says nothing."""
     try:
         with Image.open(picture) as image:
@@ -224,33 +231,58 @@ def _is_drawn(subject: CardSubject, asked: bool) -> bool:
     return False
 
 
+def draw_samples(pipe: Pipeline, path: Path, *, rows: int = _ROWS, columns: int = _COLUMNS, **options: Any) -> str:
+    """A grid with a column for each of some classes; of few classes, several columns each. Written with its caption.
+
+    Args:
+        pipe: draws it.
+        path: of a PNG file; its folder is made where it is missing.
+        rows: of the grid.
+        columns: likewise, at most.
+        **options: of the pipeline's call, such as `seed`.
+
+    Returns:
+        The caption; empty for an unconditional model.
+
+    Raises:
+        FloatingPointError: where a sample is not finite.
+        OSError: where the picture cannot be written.
+    """
+    model = pipe.model
+    if model.num_classes:
+        labels = _columns(model.num_classes, columns)
+        names = pipe.label_names
+        caption = _column_names(labels, None if names is None else tuple(names))
+        samples = pipe(labels * rows, **options)
+    else:
+        labels, caption = [0] * columns, ""
+        samples = pipe(num_images=rows * columns, **options)
+    facts = PngInfo()
+    facts.add_itxt(_CAPTION, caption)
+    with writing(path) as temporary:
+        samples.grid(len(labels), scale=samples.scale).save(temporary, "PNG", pnginfo=facts)
+    return caption
+
+
 def _draw(subject: CardSubject, path: Path) -> None:
-    """A grid with a column for each of some classes; of few classes, several columns each."""
+    """Samples of the model for its card."""
     model, details = subject.model, subject.details
     assert details.recipe is not None
     training = model.training
     try:
         pipe = Pipeline(model, details.recipe, label_names=details.label_names, weak_model=subject.weak_model)
-        if model.num_classes:
-            labels = _columns(model.num_classes)
-            samples, caption = pipe(labels * _ROWS), _column_names(labels, details.label_names)
-        else:
-            labels, caption = [0] * _COLUMNS, ""
-            samples = pipe(num_images=_ROWS * _COLUMNS)
-        facts = PngInfo()
-        facts.add_itxt(_CAPTION, caption)
-        samples.grid(len(labels), scale=samples.scale).save(path, "PNG", pnginfo=facts)
+        draw_samples(pipe, path)
     except FloatingPointError as error:
         _logger.warning("No samples are drawn for the card: %s", error)
     finally:
         model.train(training)
 
 
-def _columns(num_classes: int) -> list[int]:
+def _columns(num_classes: int, columns: int = _COLUMNS) -> list[int]:
     """The label of each column: classes spread over all of them."""
-    count = min(num_classes, _COLUMNS)
+    count = min(num_classes, columns)
     spread = [round(i * (num_classes - 1) / max(1, count - 1)) for i in range(count)]
-    return [label for label in spread for _ in range(_COLUMNS // count)]
+    return [label for label in spread for _ in range(columns // count)]
 
 
 def _column_names(labels: Sequence[int], names: Sequence[str] | None) -> str:

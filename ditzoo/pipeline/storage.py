@@ -14,7 +14,7 @@ from ditzoo import registry
 from ditzoo.media import Codec
 from ditzoo.models import ModelDetails
 from ditzoo.weights.files import FLOATS
-from ditzoo.weights.folders import CONFIG, STEM, WEAK_STEM, load_network, read_config, save_model
+from ditzoo.weights.folders import CONFIG, STEM, WEAK_STEM, load_network, model_folder, read_config, save_model
 from ditzoo.weights.hub import is_hub_name
 from ditzoo.weights.sources import fetch_model_folder
 
@@ -51,10 +51,11 @@ def load_pipeline(
     check_place(device, dtype)
     if checkpoint is None and is_hub_name(str(name_or_path)):
         name_or_path = fetch_model_folder(str(name_or_path))
-    if not (Path(name_or_path) / CONFIG).is_file():
+    folder = model_folder(name_or_path)
+    if not (folder / CONFIG).is_file():
         pipeline = _from_registry(cls, str(name_or_path), checkpoint, codec)
     elif checkpoint is None:
-        pipeline = _from_folder(cls, Path(name_or_path), codec)
+        pipeline = _from_folder(cls, folder, codec)
     else:
         raise ValueError(
             f"{name_or_path} is a folder with weights of its own, so that checkpoint {checkpoint} has no place; leave "

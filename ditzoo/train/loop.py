@@ -1,56 +1,246 @@
-"""The training loop, on one page."""
+"""The training loop, on one page: `Training.steps`."""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor, nn
 
-from ditzoo.diffusion import TrainingDraws, draw_training, make_process, training_loss
-from ditzoo.diffusion.draws import epoch_order, step_uniform
+from ditzoo.data.loader import Batch, batches
+from ditzoo.data.source import Source, TensorSource
+from ditzoo.diffusion import TrainingDraws, draw_training, make_process, training_terms
+from ditzoo.diffusion.draws import step_uniform
 from ditzoo.layers import TokenMask, random_token_mask
-from ditzoo.models import DiffusionTransformer, EvaluationResult, ModelDetails
+from ditzoo.models import DiffusionTransformer
 from ditzoo.recipe import Recipe
+from ditzoo.train.averages import Averages
+from ditzoo.train.card import trained_details
+from ditzoo.train.devices import Devices, make_devices
+from ditzoo.train.guards import non_finite_report
+from ditzoo.train.optimizers import make_optimizer
+from ditzoo.train.options import TrainOptions
+from ditzoo.train.state import full_tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """What does not outlive training; what does is the `Recipe`'s.
+class Step(NamedTuple):
+    """What happened in a step of all processes.
 
-    Raises:
-        ValueError: for a value outside its range.
+    Attributes:
+        number: of the step, from 1.
+        seen: images seen, those of the step included.
+        terms: the loss and what it is made of, averaged over the batch; see `ditzoo.diffusion.training_terms`.
+        learning_rate: of the step.
+        grad_norm: of the gradients before they were clipped.
+        updated: False where the step was left out: its loss or gradients were not finite.
+        unreadable: what could not be read, one message a file.
     """
 
-    num_images: int
-    """images seen in all, repeats included; the last batch may be smaller"""
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    """peak of AdamW's learning rate, which warms up linearly and then falls to zero along a cosine"""
-    warmup_images: int = 1_000
-    betas: tuple[float, float] = (0.9, 0.99)
-    """decay of AdamW's averages of the gradient and of its square"""
-    weight_decay: float = 0.0
-    ema_decay: float = 0.995
-    """decay of the moving average of the weights, a step"""
-    max_grad_norm: float = 1.0
-    seed: int = 0
+    number: int
+    seen: int
+    terms: dict[str, float]
+    learning_rate: float
+    grad_norm: float
+    updated: bool
+    unreadable: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        for name in ("num_images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}.")
+
+class NetworkWithLoss(nn.Module):
+    """A model and its recipe's loss in one forward, since processes synchronise at the ends of a forward."""
+
+    def __init__(self, model: DiffusionTransformer, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.process = model, make_process(recipe)
+
+    def forward(
+        self, x0: Tensor, y: Tensor | None, passes: list[TrainingDraws], mask: TokenMask | None
+    ) -> dict[str, Tensor]:
+        """The terms of the loss of a batch x0 (B, C, H, W) with labels y (B,)."""
+        return training_terms(
+            self.model,
+            self.process,
+            x0,
+            y,
+            passes,
+            null_label=self.model.null_label,
+            class_dropout_prob=self.model.class_dropout_prob,
+            mask=mask,
+        )
+
+
+class Training:
+    """A model in training: its weights, their averages, the optimiser, and how far it is.
+
+    The batches, times, noise, dropped labels and masks depend on the seed and on the running number of each sample
+    alone, so that nothing else is needed to go on, with any number of processes.
+
+    Args:
+        model: trained in place; moved to the device.
+        recipe: what is predicted, under which noise schedule, with MDT's masked pass or without.
+        options: length, optimiser, precision and seed.
+        devices: of this process.
+
+    Raises:
+        ValueError: if the recipe masks tokens and the model takes no masks, or tells times that the model does not
+            embed; for options out of range.
+
+    Attributes:
+        step, seen: steps made and images seen.
+        weights: name -> parameter; shards of them under FSDP.
+    """
+
+    def __init__(self, model: DiffusionTransformer, recipe: Recipe, options: TrainOptions, devices: Devices) -> None:
+        if recipe.mask_ratio is not None and not model.supports_masking:
+            raise ValueError(
+                f"the recipe masks tokens (mask_ratio={recipe.mask_ratio}) but {type(model).__name__} takes no masks; "
+                "use a recipe with mask_ratio=None."
+            )
+        model.check_recipe(recipe)
+        self.model, self.recipe, self.options, self.devices = model, recipe, options, devices
+        self.step = self.seen = 0
+        self._averaged = copy.deepcopy(model).eval()
+        model.set_grad_checkpointing(options.grad_checkpointing)
+        if options.compile:
+            for name in model.block_names():
+                model.get_submodule(name).compile()
+        network = NetworkWithLoss(model, recipe)
+        self.process = network.process
+        self.network = devices.prepare(network, model, masked=recipe.mask_ratio is not None)
+        self.weights = dict(model.named_parameters())
+        self.optimizer = make_optimizer(model, options)
+        self.averages = Averages(self.weights, options)
+        #: for reports of what went wrong
+        self.newest_checkpoint: Path | None = None
+
+    def steps(self, source: Source, *, num_workers: int = 0) -> Iterator[Step]:
+        """Train, from where training is, to the number of images of the options.
+
+        Args:
+            source: of images or latents.
+            num_workers: processes that read data; 0 reads in between.
+
+        Raises:
+            FloatingPointError: at the first loss or gradient that is not finite, where the options say to stop.
+            OSError, ValueError: where too much of the data cannot be read.
+        """
+        options, devices, weights = self.options, self.devices, list(self.weights.values())
+        micro_batches = batches(
+            source,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            start=self.seen,
+            stop=options.num_images,
+            rank=devices.rank,
+            world=devices.world,
+            accumulation=options.accumulation,
+            num_workers=num_workers,
+            pin_memory=devices.device.type == "cuda",
+        )
+        self.network.train()
+        while self.seen < options.num_images:
+            size = min(options.batch_size, options.num_images - self.seen)
+
+            # Forward and backward, one micro-batch after the other.
+            found: list[dict[str, Tensor]] = []
+            unreadable: list[str] = []
+            for place in range(options.accumulation):
+                batch = next(micro_batches)
+                found.append(self._accumulate(batch, is_last=place == options.accumulation - 1))
+                unreadable += batch.unreadable
+
+            # What all processes found: the loss, its terms, the norm of the gradients.
+            names = list(found[0])
+            grad_norm = devices.gradient_norm(self.optimizer, weights)
+            means = torch.stack([torch.stack([terms[name] for terms in found]).mean() for name in names])
+            values = devices.mean(torch.cat([means, grad_norm[None]])).tolist()
+            terms, norm = dict(zip(names, values, strict=False)), values[-1]
+            rate = options.learning_rate_at(self.seen)
+
+            # Update, unless a value is not finite.
+            if self._is_finite(terms, norm, rate, size):
+                devices.clip_gradients(weights, grad_norm, options.max_grad_norm)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                updated = devices.step(self.optimizer)
+            else:
+                devices.skip(self.optimizer)
+                updated = False
+            if updated:
+                self.averages.update(step=self.step, seen=self.seen + size, batch_size=size)
+            self.seen, self.step = self.seen + size, self.step + 1
+            yield Step(self.step, self.seen, terms, rate, norm, updated, tuple(unreadable))
+            if not self.network.training:  # who looked at samples in between
+                self.network.train()
+
+    def _accumulate(self, batch: Batch, *, is_last: bool) -> dict[str, Tensor]:
+        """Add a micro-batch's gradients; its terms, without gradients."""
+        devices, recipe, seed = self.devices, self.recipe, self.options.seed
+        x0 = batch.x.to(devices.device, non_blocking=True)
+        y = None if batch.y is None or not self.model.num_classes else batch.y.to(devices.device, non_blocking=True)
+        is_masked = recipe.mask_ratio is not None
+
+        # Everything random in this micro-batch.
+        passes = draw_training(
+            seed,
+            batch.numbers,
+            x0.shape[1:],
+            num_timesteps=self.process.drawn_timesteps,
+            num_tokens=self.model.num_tokens(*x0.shape[2:]) if is_masked else 0,
+            num_passes=2 if is_masked else 1,
+        )
+        mask = _draw_mask(recipe, passes[-1], seed, self.step)
+        mask = None if mask is None else TokenMask(*(part.to(devices.device) for part in mask))
+
+        with nullcontext() if is_last else devices.no_sync(self.network):
+            with devices.autocast():
+                terms = self.network(x0, y, passes, mask)
+            loss = terms["loss"]
+            devices.backward(loss if self.options.accumulation == 1 else loss / self.options.accumulation)
+        return {name: value.detach() for name, value in terms.items()}
+
+    def _is_finite(self, terms: dict[str, float], grad_norm: float, rate: float, size: int) -> bool:
+        """Whether the step can be made.
+
+        Raises:
+            FloatingPointError: where it cannot, and the options say to stop.
+        """
+        # Float16's gradients overflow now and then: the scaler leaves such a step out and scales less.
+        is_scaled = self.options.precision == "float16"
+        if all(map(math.isfinite, terms.values())) and (is_scaled or math.isfinite(grad_norm)):
+            return True
+        if self.options.on_non_finite == "stop":
+            raise FloatingPointError(
+                non_finite_report(
+                    self.model,
+                    step=self.step + 1,
+                    seen=self.seen + size,
+                    terms=terms,
+                    learning_rate=rate,
+                    newest_checkpoint=self.newest_checkpoint,
+                )
+            )
+        return False
+
+    @contextmanager
+    def averaged_model(self) -> Iterator[DiffusionTransformer]:
+        """The model with the averaged weights, whole, in evaluation mode; all processes must ask at the same point.
+
+        Its memory is that of the averages, where they are not sharded.
+        """
+        averages = {name: full_tensor(tensor) for name, tensor in self.averages.tensors["ema"].items()}
+        self._averaged.load_state_dict(averages, strict=False, assign=True)
+        try:
+            yield self._averaged.eval()
+        finally:
+            if self.devices.fsdp:
+                self._averaged.to("cpu")  # where it takes no room from training
 
 
 @dataclass(frozen=True)
@@ -77,7 +267,7 @@ def train(
     *,
     callback: Callable[[int], None] | None = None,
 ) -> TrainResult:
-    """Train `model` in place on a data set held in memory.
+    """Train `model` in place on a data set held in memory. `ditzoo.train.run` does it with checkpoints, from files.
 
     The batches, times, noise, dropped labels and masks depend on the seed and on the running number of each sample
     alone. Trains on the device that the model is on.
@@ -94,134 +284,31 @@ def train(
         callback: called after each step with the number of images seen.
 
     Raises:
-        FloatingPointError: at the first loss that is not finite, naming step and loss.
+        FloatingPointError: at the first loss or gradient that is not finite, naming step and loss.
         ValueError: if the recipe masks tokens and the model takes no masks, or tells times that the model does not
             embed; if there are no images, or not as many labels as images.
     """
-    if len(images) == 0:
-        raise ValueError("there are no images to train on: images is empty.")
-    if labels is not None and len(labels) != len(images):
-        raise ValueError(f"{len(labels)} labels for {len(images)} images; give one label an image.")
-    if recipe.mask_ratio is not None and not model.supports_masking:
-        raise ValueError(
-            f"the recipe masks tokens (mask_ratio={recipe.mask_ratio}) but {type(model).__name__} takes no masks; "
-            "use a recipe with mask_ratio=None."
-        )
-    model.check_recipe(recipe)
-    process = make_process(recipe)
-    ema = copy.deepcopy(model).eval()
-    # Lists, because to walk a tree of modules in every step takes a tenth of a tiny model's time.
-    weights, averages = list(model.parameters()), list(ema.parameters())
-    update_averages = get_ema_multi_avg_fn(options.ema_decay)
-    optimizer = torch.optim.AdamW(
-        [weight for weight in weights if weight.requires_grad],
-        lr=options.learning_rate,
-        betas=options.betas,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
-    losses: list[Tensor] = []
-    model.train()
-    start, seen, step = time.perf_counter(), 0, 0
-    while seen < options.num_images:
-        # Data: the next batch of the shuffled epoch.
-        samples = range(seen, min(seen + options.batch_size, options.num_images))
-        chosen = _shuffled(samples, len(images), options.seed)
-        x0 = images[chosen].to(model.device)
-        y = None if labels is None else labels[chosen].to(model.device)
-
-        # Draws: everything random in this step.
-        passes = draw_training(
-            options.seed,
-            samples,
-            x0.shape[1:],
-            num_timesteps=process.num_timesteps,
-            num_tokens=0 if recipe.mask_ratio is None else model.num_tokens(*x0.shape[2:]),
-            num_passes=1 if recipe.mask_ratio is None else 2,
-        )
-        mask = _draw_mask(recipe, passes[-1], options.seed, step)
-        mask = None if mask is None else TokenMask(*(part.to(model.device) for part in mask))
-
-        # Forward, backward.
-        loss = training_loss(
-            model,
-            process,
-            x0,
-            y,
-            passes,
-            null_label=model.null_label,
-            class_dropout_prob=model.class_dropout_prob,
-            mask=mask,
-        )
-        losses.append(loss.detach())
-        if not torch.isfinite(losses[-1]):
-            raise FloatingPointError(
-                f"the loss became {losses[-1].item()} at step {step + 1} ({samples.stop} images seen); lower "
-                f"learning_rate ({options.learning_rate})."
-            )
-        loss.backward()
-
-        # Update.
-        torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm)
-        rate = options.learning_rate * _learning_rate_factor(seen, options)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad()
-        if step == 0:
-            ema.load_state_dict(model.state_dict())  # the average starts at the first trained weights
-        else:
-            update_averages(averages, weights, step)
-
-        # Report.
-        seen, step = samples.stop, step + 1
+    source = TensorSource(images, labels)
+    training = Training(model, recipe, options, make_devices(options, model.device))
+    losses: list[float] = []
+    start = time.perf_counter()
+    for step in training.steps(source):
+        losses.append(step.terms["loss"])
         if callback is not None:
-            callback(seen)
-    result = TrainResult(ema, torch.stack(losses).tolist(), time.perf_counter() - start)
-    details = _details(model.details, options, result.losses)
-    # A licence and a source that the recipe does not name are those of the weights that training began with.
-    recipe = replace(
-        recipe, licence=recipe.licence or details.licence, source=recipe.source or details.source, weights="raw"
-    )
-    model.details = replace(details, recipe=recipe)
-    ema.details = replace(details, recipe=replace(recipe, weights="ema"))
-    return result
-
-
-def _details(before: ModelDetails, options: TrainOptions, losses: list[float]) -> ModelDetails:
-    """Those from before training, without what was measured of the earlier weights, or said of how they were made."""
-    last = losses[-50:]
-    loss = EvaluationResult(
-        metric="training loss",
-        value=math.fsum(last) / len(last),
-        dataset="the training data",
-        settings=f"mean of the last {len(last)} steps; {options.num_images:,} images seen in batches of "
-        f"{options.batch_size}, seed {options.seed}",
-        source="ditzoo.train",
-    )
-    return replace(before, data=None, training_command=None, results=(loss,))
-
-
-def _shuffled(samples: range, num_images: int, seed: int) -> Tensor:
-    """Which images the running numbers `samples` stand for: each epoch is a shuffle of its own."""
-    epochs = {number // num_images for number in samples}
-    orders = {epoch: epoch_order(seed, epoch, num_images) for epoch in epochs}
-    return torch.stack([orders[number // num_images][number % num_images] for number in samples])
+            callback(step.seen)
+    seconds = time.perf_counter() - start
+    before = model.details
+    model.details = trained_details(before, recipe=replace(recipe, weights="raw"), options=options, losses=losses)
+    with training.averaged_model() as ema:
+        ema.details = trained_details(before, recipe=replace(recipe, weights="ema"), options=options, losses=losses)
+        return TrainResult(ema, losses, seconds)
 
 
 def _draw_mask(recipe: Recipe, draws: TrainingDraws, seed: int, step: int) -> TokenMask | None:
     if recipe.mask_ratio is None:
         return None
     ratio: float | Tensor = recipe.mask_ratio
-    if recipe.mask_ratio_spread:
+    if recipe.mask_ratio_spread:  # one ratio a step for all processes
         ratio = recipe.mask_ratio + recipe.mask_ratio_spread * step_uniform(seed, step)
     noise = draws.token_noise
     return random_token_mask(noise.shape[0], noise.shape[1], ratio, noise=noise)
-
-
-def _learning_rate_factor(seen: int, options: TrainOptions) -> float:
-    """From 0 to 1 along the warm-up, then down to 0 along a half cosine."""
-    if seen < options.warmup_images:
-        return (seen + options.batch_size) / (options.warmup_images + options.batch_size)
-    rest = max(1, options.num_images - options.warmup_images)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (seen - options.warmup_images) / rest)))

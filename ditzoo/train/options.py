@@ -33,8 +33,8 @@ class TrainOptions:
     """what follows the warm-up: the peak, half a cosine down to zero, or a straight line down to zero"""
     warmup_images: int = 1_000
     """images over which the learning rate rises linearly"""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """decay of the optimiser's averages of the gradient and of its square, a step"""
+    betas: tuple[float, ...] = (0.9, 0.99)
+    """decay of the optimiser's averages of the gradient and of its square, a step; Adan has three"""
     weight_decay: float = 0.0
     """of the optimiser, decoupled; biases, norms and what `model.no_weight_decay()` names are not decayed"""
     ema_decay: float = 0.995

@@ -32,6 +32,9 @@ from ditzoo.weights.values import warn_of_non_finite
 #: Of `CONFIG`. A folder of an earlier version is read for ever; tests/weights/folders keeps one of each.
 SCHEMA_VERSION = 1
 CONFIG, STEM, WEAK_STEM = "config.json", "model", "weak_model"
+#: In the folder of a training run: that of its checkpoints; and in each of these, beside the model's own files, what
+#: training goes on from: tensors, and what is written last.
+CHECKPOINTS, TRAINING_STATE, PROGRESS = "checkpoints", "training.safetensors", "training.json"
 #: Of the names of files of weights, as patterns.
 _ENDINGS = (".safetensors", INDEX_SUFFIX, "-?????-of-?????.safetensors")
 #: What `CONFIG` says of a network, by type.
@@ -140,7 +143,7 @@ def load_model(
     """The model in a folder, with its `details`.
 
     Args:
-        folder: that `save_model` wrote, or a copy from the Hub.
+        folder: that `save_model` wrote, or a copy from the Hub; or of a training run, whose newest checkpoint is meant.
         dtype: of the weights; None keeps the precision of the file.
         strict: whether names and shapes must be the model's; see `ditzoo.weights.load_weights`.
         **overrides: constructor arguments to change; weights are adapted to another `num_classes`, `in_channels` or
@@ -152,7 +155,7 @@ def load_model(
             are of a later version of ditzoo.
         TypeError: for an override that the class does not have.
     """
-    config = read_config(Path(folder))
+    config = read_config(model_folder(folder))
     return load_network(config, config.network, STEM, dtype=dtype, strict=strict, overrides=overrides)
 
 
@@ -303,6 +306,34 @@ def construct(model_cls: type[DiffusionTransformer], options: Mapping[str, Any],
         return model_cls(**options)
     with torch.device("meta"):
         return model_cls(**options)
+
+
+def model_folder(path: Path | str) -> Path:
+    """The folder of a model that a path means: itself, or of a training run the newest checkpoint.
+
+    Whatever is neither comes back as it is, for others to tell what is wrong with it.
+
+    Raises:
+        FileNotFoundError: for a run without a whole checkpoint.
+    """
+    folder = Path(path)
+    checkpoints = folder / CHECKPOINTS
+    if (folder / CONFIG).is_file() or not checkpoints.is_dir():
+        return folder
+    named = [each for each in checkpoints.iterdir() if each.name.isdigit() and each.is_dir()]
+    for each in sorted(named, key=lambda each: int(each.name), reverse=True):
+        if _is_whole(each):
+            return each
+    raise FileNotFoundError(f"{folder} is a training run without a whole checkpoint; let it train on.")
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint has the files that were written, in their sizes."""
+    try:
+        files = read_json_object(checkpoint / PROGRESS)["files"]
+        return CONFIG in files and all((checkpoint / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def is_own(path: str) -> bool:

@@ -28,7 +28,7 @@ from ditzoo.weights.diffusers_names import (
 )
 from ditzoo.weights.download import fetch_url
 from ditzoo.weights.files import Nest, check_nest, kind_of, read_checkpoint
-from ditzoo.weights.folders import CONFIG, STEM, construct, find_weights, is_own, load_model, read_config
+from ditzoo.weights.folders import CONFIG, STEM, construct, find_weights, is_own, load_model, model_folder, read_config
 from ditzoo.weights.hub import HubName, fetch_file, fetch_folder, fetch_transformer, is_hub_name
 from ditzoo.weights.index import INDEX_SUFFIX
 from ditzoo.weights.json_files import read_json_object
@@ -117,7 +117,7 @@ def load_pretrained(
     registry.check_dtype(dtype)
     check_nest(weights)
     is_hub = is_hub_name(str(folder_or_id))
-    folder = fetch_model_folder(str(folder_or_id)) if is_hub else Path(folder_or_id)
+    folder = fetch_model_folder(str(folder_or_id)) if is_hub else model_folder(folder_or_id)
     if weights is not None:
         _check_kind(folder_or_id, weights, read_config(folder).details)
     return load_model(folder, dtype=dtype, strict=strict, **overrides).to(torch.get_default_device())
@@ -205,9 +205,10 @@ def _open(path: Path, weights: Nest | None) -> _Source:
 
 
 def _model_folder(path: Path) -> Path | None:
-    """The folder of a model that a path means, itself or by its weights; None where it means none."""
-    if (path / CONFIG).is_file():
-        return path
+    """The folder of a model that a path means, itself, as a training run or by its weights; None where it means
+    none."""
+    if ((folder := model_folder(path)) / CONFIG).is_file():
+        return folder
     if path.name not in (f"{STEM}.safetensors", f"{STEM}{INDEX_SUFFIX}") or not (path.parent / CONFIG).is_file():
         return None
     try:

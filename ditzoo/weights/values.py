@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from ditzoo.media import hashes
 from ditzoo.weights.checks import short, shown, some
 from ditzoo.weights.files import FLOATS
 
@@ -26,24 +26,10 @@ def sampled_hash(tensors: Mapping[str, Tensor]) -> str:
     Raises:
         ValueError: a tensor holds something else than float16, bfloat16, float32 or float64.
     """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach()
+    for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
             raise ValueError(f"{shown(name)} is in {short(tensor.dtype)}; give weights in floats of 16, 32 or 64 bits.")
-        shape = "x".join(str(side) for side in tensor.shape)
-        digest.update(f"{name}\0{shape}\0".encode())
-        places = _sample_places(tensor.numel())
-        # By coordinates: to flatten a tensor that is not contiguous would copy all of it.
-        sample = tensor[torch.unravel_index(places, tensor.shape)] if tensor.ndim else tensor.reshape(1)
-        digest.update(sample.to("cpu", torch.float32).numpy().astype("<f4").tobytes())
-    return digest.hexdigest()
-
-
-def _sample_places(count: int) -> Tensor:
-    if count <= 64:
-        return torch.arange(count)
-    return torch.arange(64) * (count - 1) // 63
+    return hashes.sampled_hash(tensors)
 
 
 def warn_of_non_finite(tensors: Mapping[str, Tensor], *, source: object = "the state dict") -> list[str]:

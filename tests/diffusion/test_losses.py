@@ -23,6 +23,7 @@ from ditzoo.diffusion import (
     min_snr_weight,
     prior_bits,
     training_loss,
+    training_terms,
     variational_bound,
 )
 from ditzoo.recipe import Recipe
@@ -119,6 +120,24 @@ def test_a_masked_step_is_a_plain_pass_and_a_masked_one():
     assert total.shape == ()
     assert torch.equal(network.calls[0][1], network.calls[1][1])
     assert not torch.equal(network.calls[0][0], network.calls[1][0])
+
+
+def test_a_step_tells_what_its_loss_is_made_of():
+    recipe = Recipe(prediction="epsilon", schedule="linear", variance="learned_range", loss="hybrid")
+    x0, y = torch.randn(3, 2, 4, 4), torch.tensor([0, 1, 2])
+    passes = draw_training(0, range(3), (2, 4, 4), num_timesteps=1000, num_passes=2)
+
+    def network(x, t, y, mask):
+        return torch.cat([x, 0.5 * x], dim=1).requires_grad_()
+
+    terms = training_terms(network, GaussianDiffusion(recipe), x0, y, passes, mask=object())
+    assert set(terms) == {"loss", "mse", "vb", "masked_mse", "masked_vb"}
+    assert terms["loss"].item() == pytest.approx(sum(float(terms[name]) for name in terms if name != "loss"), rel=1e-6)
+    assert [name for name, value in terms.items() if value.requires_grad] == ["loss"]
+    alone = training_terms(network, GaussianDiffusion(recipe), x0, y, passes[:1])
+    assert {name: float(value) for name, value in alone.items() if name != "loss"} == {
+        name: float(terms[name]) for name in ("mse", "vb")
+    }
 
 
 def test_draws_for_another_number_of_passes_are_refused():

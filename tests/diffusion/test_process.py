@@ -469,6 +469,35 @@ def test_edm_trains_at_log_normal_noise_levels():
 
 
 @pytest.mark.parametrize(
+    ("schedule", "prediction", "towards_noise"),
+    [
+        ("linear", "epsilon", lambda t: (t + 0.5) / 1000),
+        ("continuous_vp", "epsilon", lambda t: t),
+        ("flow_linear", "velocity", lambda t: 1 - t),
+    ],
+)
+def test_logit_normal_times_prefer_what_they_are_told_to(schedule, prediction, towards_noise):
+    sampler = "euler" if schedule == "flow_linear" else "ddim"
+    recipe = Recipe(
+        prediction=prediction,
+        schedule=schedule,
+        sampler=sampler,
+        time_distribution="logit_normal",
+        time_mean=0.5,
+        time_std=0.8,
+    )
+    this = make_process(recipe)
+    assert this.drawn_timesteps is None
+    (draws,) = draw_training(0, range(4000), (1, 1, 1), num_timesteps=this.drawn_timesteps)
+    noise = towards_noise(this.training_times(draws.t).double())
+    logits = torch.logit(noise)
+    assert float(logits.mean()) == pytest.approx(0.5, abs=4 * 0.8 / 4000**0.5)
+    assert float(logits.std()) == pytest.approx(0.8, abs=4 * 0.8 / 8000**0.5)
+    # As the density of arXiv:2403.03206, eq. 19, gives it: the share of times in the noisier half.
+    assert float((noise > 0.5).double().mean()) == pytest.approx(0.734, abs=4 * (0.25 / 4000) ** 0.5)
+
+
+@pytest.mark.parametrize(
     ("path", "prediction", "trained", "sampled"),
     [
         ("linear", "velocity", (0, 1), (0, 1)),

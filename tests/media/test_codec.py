@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from logging import Handler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -145,6 +146,70 @@ def test_encode_and_decode_are_those_of_diffusers_scaled_once(saved, scale, shif
     noise = torch.randn(latents.shape)
     expected = (posterior.mean + posterior.std * noise - shift) * scale
     assert torch.equal(codec.encode(images, noise=noise), expected)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(SCALE, 0.0), (0.3611, 0.1159)])
+def test_the_posterior_is_that_of_diffusers_scaled_once(saved, scale, shift):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        codec = load_codec(saved / "kl", scale=scale, shift=shift)
+    images = pictures(2, 16, 24)
+    posterior = codec.posterior(images)
+    with torch.no_grad():
+        std = by_hand(saved / "kl", "AutoencoderKL").encode(images).latent_dist.std
+    assert torch.equal(posterior.mean, codec.encode(images))
+    torch.testing.assert_close((0.5 * posterior.log_variance).exp(), scale * std)
+    noise = torch.randn(posterior.mean.shape)
+    torch.testing.assert_close(posterior.sample(noise), codec.encode(images, noise=noise))
+
+
+def test_points_have_no_variance(saved):
+    images = pictures(2, 32, 32)
+    for codec in (load_codec(saved / "tiny", scale=None), PixelCodec()):
+        posterior = codec.posterior(images)
+        assert not codec.has_posterior
+        assert posterior.log_variance is None
+        assert torch.equal(posterior.mean, codec.encode(images))
+        assert posterior.sample(torch.ones(1)) is posterior.mean
+        with pytest.raises(ValueError, match=r"images must be \(B, 3, H, W\)"):
+            codec.posterior(images[:, :2])
+    with pytest.raises(ValueError, match=r"images must be \(B, 3, H, W\), with H and W divisible by 2"):
+        load_codec(saved / "kl", scale=SCALE).posterior(pictures(1, 16, 15))
+
+
+def test_loading_logs_nothing(saved):
+    """diffusers keeps its log to itself, so that pytest's caplog does not see it."""
+    from diffusers.utils import logging
+
+    records = []
+    handler = Handler()
+    handler.emit = records.append
+    logging.add_handler(handler)
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            load_codec(saved / "kl", scale=SCALE, dtype=dtype)
+            load_codec_for_recipe(saved / "kl", latent_scale=SCALE, dtype=dtype)
+    finally:
+        logging.remove_handler(handler)
+    assert [record.getMessage() for record in records] == []
+
+
+def test_the_hash_is_of_the_encoder_in_every_precision(saved):
+    first = load_codec(saved / "kl", scale=SCALE)
+    assert len(first.encoder_hash) == 64
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert load_codec(saved / "kl", scale=SCALE, dtype=dtype).encoder_hash == first.encoder_hash
+        recipes = load_codec_for_recipe(saved / "kl", latent_scale=SCALE, dtype=dtype)
+        assert (recipes.encoder_hash, recipes.dtype) == (first.encoder_hash, dtype)
+    tuned = by_hand(saved / "kl", "AutoencoderKL")
+    with torch.no_grad():
+        tuned.decoder.conv_in.bias += 1
+        tuned.post_quant_conv.bias += 1
+    assert LatentCodec(tuned, scale=SCALE).encoder_hash == first.encoder_hash
+    with torch.no_grad():
+        tuned.quant_conv.bias += 1
+    assert LatentCodec(tuned, scale=SCALE).encoder_hash != first.encoder_hash
+    assert load_codec(saved / "tiny", scale=None).encoder_hash != first.encoder_hash
 
 
 def test_what_a_round_trip_gives_does_not_depend_on_the_scale(saved):

@@ -14,7 +14,6 @@ from ditzoo.diffusion import make_process
 from ditzoo.models import EvaluationResult
 from ditzoo.recipe import Recipe
 from ditzoo.train import TrainOptions, train
-from ditzoo.train.loop import _learning_rate_factor, _shuffled
 
 RECIPE = Recipe(prediction="v_prediction", schedule="cosine")
 DIGITS = load_digits_split("train")
@@ -29,27 +28,16 @@ def fresh(name: str = "dit_ti_2", **options):
     return ditzoo.create(name, **options)
 
 
-def test_each_epoch_is_a_shuffle_of_its_own() -> None:
-    order = _shuffled(range(30), 10, seed=0)
-    for epoch in order.view(3, 10):
-        assert epoch.sort().values.tolist() == list(range(10))
-    assert order[:10].tolist() != order[10:20].tolist()
-    assert _shuffled(range(30), 10, seed=1).tolist() != order.tolist()
-
-
-def test_the_order_does_not_depend_on_how_it_is_cut_into_batches() -> None:
-    whole = _shuffled(range(30), 10, seed=0)
-    parts = [_shuffled(range(start, start + 6), 10, seed=0) for start in range(0, 30, 6)]
-    assert torch.equal(torch.cat(parts), whole)
-
-
-def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
-    options = TrainOptions(num_images=1100, warmup_images=100, batch_size=10)
-    assert _learning_rate_factor(0, options) == pytest.approx(10 / 110)
-    assert _learning_rate_factor(100, options) == 1
-    assert _learning_rate_factor(600, options) == pytest.approx(0.5)
-    assert _learning_rate_factor(350, options) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
-    assert _learning_rate_factor(1100, options) == pytest.approx(0)
+def test_the_learning_rate_warms_up_and_falls_as_its_schedule_says() -> None:
+    options = TrainOptions(num_images=1100, warmup_images=100, batch_size=10, learning_rate=2.0)
+    assert options.learning_rate_at(0) == pytest.approx(2 * 10 / 110)
+    assert options.learning_rate_at(100) == 2
+    assert options.learning_rate_at(600) == pytest.approx(1)
+    assert options.learning_rate_at(350) == pytest.approx(1 + math.cos(math.pi / 4))
+    assert options.learning_rate_at(1100) == pytest.approx(0)
+    line, level = replace(options, lr_schedule="linear"), replace(options, lr_schedule="constant")
+    assert [line.learning_rate_at(seen) for seen in (100, 350, 1100)] == pytest.approx([2, 1.5, 0])
+    assert [level.learning_rate_at(seen) for seen in (0, 100, 1100)] == pytest.approx([2 * 10 / 110, 2, 2])
 
 
 def test_the_models_know_how_they_were_trained() -> None:
@@ -122,7 +110,7 @@ def test_a_loss_that_is_not_finite_stops_and_says_where() -> None:
     model = fresh()
     with torch.no_grad():
         model.final_layer.linear.bias.fill_(float("inf"))
-    with pytest.raises(FloatingPointError, match=r"loss became inf at step 1 \(32 images seen\); lower learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"(?s)Step 1 \(32 images seen\).*loss inf.*final_layer: nan"):
         run(model)
 
 

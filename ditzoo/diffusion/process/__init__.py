@@ -27,8 +27,8 @@ def make_process(recipe: Recipe) -> Process:
     """The process that a recipe's schedule names."""
     process: Process
     if recipe.is_discrete:
-        return GaussianDiffusion(recipe)
-    if recipe.is_flow:
+        process = GaussianDiffusion(recipe)
+    elif recipe.is_flow:
         path: Any = recipe.schedule.removeprefix("flow_")
         process = FlowMatching(path, recipe.prediction, recipe.time_scale, recipe.time_offset, recipe.loss_weighting)
     elif recipe.schedule == "edm":
@@ -37,4 +37,6 @@ def make_process(recipe: Recipe) -> Process:
         process = ContinuousVP(recipe.prediction, recipe.time_scale, recipe.time_offset)
     if recipe.end_time is not None:
         process.end = recipe.end_time
+    if recipe.time_distribution == "logit_normal":
+        process.logit_normal = recipe.time_mean, recipe.time_std
     return process

@@ -86,6 +86,9 @@ class Process:
     default_spacing: ClassVar[Spacing] = "time"
     #: T of a table of noise levels; None where time is a real number
     num_timesteps: int | None = None
+    #: mean and standard deviation of the normal variable whose logistic function is the time trained at, from 0 (data)
+    #: to 1 (noise); None trains at all times alike
+    logit_normal: tuple[float, float] | None = None
     start: float
     end: float
     data: float
@@ -117,9 +120,30 @@ class Process:
         """The time at which log(alpha / sigma), half the log-SNR, has this value."""
         raise TypeError(f"{type(self).__name__} does not define time_at().")
 
+    def uniform_times(self, t: Tensor) -> Tensor:
+        """Times to train at from uniform numbers in [0, 1), or from timesteps, (B,)."""
+        return t
+
+    #: whether times rise towards the noise, as in all but flows
+    _rises_to_noise: ClassVar[bool] = True
+
+    # Training.
+
+    @property
+    def drawn_timesteps(self) -> int | None:
+        """`draw_training`'s `num_timesteps`: T where timesteps are drawn, None where uniform numbers are."""
+        return self.num_timesteps if self.logit_normal is None else None
+
     def training_times(self, t: Tensor) -> Tensor:
         """Times to train at, (B,), from the draws of `draw_training`: timesteps, or uniform numbers in [0, 1)."""
-        return t
+        if self.logit_normal is None:
+            return self.uniform_times(t)
+        mean, std = self.logit_normal
+        normal = torch.special.ndtri(exact(t).clamp(2.0**-25, 1 - 2.0**-25))  # finite for a draw of 0
+        noise = torch.sigmoid(mean + std * normal)
+        if self.num_timesteps is not None:
+            return (noise * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
+        return self.uniform_times((noise if self._rises_to_noise else 1 - noise).to(t.dtype))
 
     # Levels.
 

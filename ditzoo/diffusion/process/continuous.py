@@ -79,6 +79,7 @@ class FlowMatching(Process):
 
     predictions = ("velocity", "epsilon", "score")
     has_final_step = False
+    _rises_to_noise = False
     data = 1.0
 
     def __init__(
@@ -132,7 +133,7 @@ class FlowMatching(Process):
             return math.atan(math.exp(log_snr)) * 2 / math.pi
         return 1 - ContinuousVP.time_at(_VP, log_snr)
 
-    def training_times(self, t: Tensor) -> Tensor:
+    def uniform_times(self, t: Tensor) -> Tensor:
         low, high = self.training_interval
         return t * (high - low) + low
 
@@ -203,7 +204,7 @@ class EDM(Process):
     def time_at(self, log_snr: float) -> float:
         return math.exp(-log_snr)
 
-    def training_times(self, t: Tensor) -> Tensor:
+    def uniform_times(self, t: Tensor) -> Tensor:
         # The normal quantile of the uniform draw; 2^-25 keeps a draw of 0 finite.
         normal = torch.special.ndtri(t.double().clamp(2.0**-25, 1 - 2.0**-25))
         return (self.p_mean + self.p_std * normal).exp().float()

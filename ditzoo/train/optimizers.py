@@ -1,0 +1,92 @@
+"""The optimiser of a run: PyTorch's AdamW, or any that timm has."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ditzoo.train.options import TrainOptions
+from ditzoo.train.settings import did_you_mean
+
+#: Words by which timm's optimisers of matrices know the groups that they leave to AdamW.
+_MUONS = ("muon", "nmuon", "adamuon", "nadamuon")
+
+
+def make_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
+    """The optimiser of the parameters that train.
+
+    `"adamw"` is PyTorch's fused one, any other name timm's. Adan takes three betas; optimisers with a momentum and no
+    betas, such as `"sgd"`, take the first for it. Muon orthogonalises the updates of matrices, those of label tables
+    and the last layer too, and treats vectors, and under weight decay the position tables, as AdamW does.
+
+    Args:
+        model: whose `no_weight_decay()`, if it has one, names what is not decayed, besides biases and norms.
+        options: of these `optimizer`, `learning_rate`, `betas` and `weight_decay`.
+
+    Raises:
+        ValueError: for a name that timm does not have, another number of betas than the optimiser takes, or a model of
+            which nothing trains; the message names the field.
+        ImportError: for an optimiser of timm where timm is not installed.
+    """
+    groups = parameter_groups(model, options.weight_decay)
+    if not groups:
+        raise ValueError("freeze leaves no parameter that trains; freeze fewer.")
+    if options.optimizer == "adamw":
+        _check_betas(options, 2, (0.9, 0.999))
+        first, second = options.betas
+        return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(first, second), fused=True)
+    return _timm_optimizer(groups, options)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters that train, in their order: those that are decayed and those that are not, if there are any.
+
+    Not decayed are vectors, such as biases and norms, and what `model.no_weight_decay()` names.
+    """
+    spared: set[str] = getattr(model, "no_weight_decay", set)()
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (others if parameter.ndim < 2 or name in spared else decayed).append(parameter)
+    if not weight_decay:  # one group, in the model's order: what fused kernels do fastest
+        decayed, others = [p for p in model.parameters() if p.requires_grad], []
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _timm_optimizer(groups: list[dict[str, Any]], options: TrainOptions) -> Optimizer:
+    name = options.optimizer
+    try:
+        from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+    except ImportError as error:
+        raise ImportError(
+            f'optimizer {name!r} is one of timm\'s: pip install "ditzoo[train]", or choose "adamw".'
+        ) from error
+    if name not in list_optimizers():
+        raise ValueError(
+            f"unknown optimizer {name!r}.{did_you_mean(name, list_optimizers())} Those of timm are "
+            f"{', '.join(list_optimizers())}."
+        )
+    info = get_optimizer_info(name)
+    more: dict[str, Any] = {}
+    if info.has_betas:
+        own = inspect.signature(info.opt_class).parameters["betas"].default
+        _check_betas(options, info.num_betas, own)
+        more["betas"] = options.betas
+    elif info.has_momentum:
+        more["momentum"] = options.betas[0]
+    if name in _MUONS and len(groups) == 2:
+        groups[1]["use_fallback"] = True
+    optimizer: Optimizer = create_optimizer_v2(groups, name, lr=options.learning_rate, **more)
+    return optimizer
+
+
+def _check_betas(options: TrainOptions, count: int, own: tuple[float, ...] | None) -> None:
+    if len(options.betas) != count:
+        example = f", such as its own {own}" if own else ""
+        raise ValueError(f"betas must be {count} numbers for {options.optimizer}{example}, got {options.betas}.")
