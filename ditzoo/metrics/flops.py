@@ -127,7 +127,7 @@ def count_macs(
         if isinstance(input_size, int):
             overrides = {"input_size": input_size, **overrides}
         with torch.device("meta"):
-            network: nn.Module = registry.create(model, **overrides)
+            twin: nn.Module = registry.create(model, **overrides).eval()
     elif not isinstance(model, nn.Module):
         raise TypeError(
             f"count_macs() takes a model name or a torch.nn.Module, not {model!r} of type "
@@ -139,9 +139,8 @@ def count_macs(
             "pass them to ditzoo.create(), or pass the model's name here"
         )
     else:
-        network = model
-    shape = _input_shape(network, input_size)
-    twin = meta_twin(network)
+        twin = meta_twin(model)
+    shape = _input_shape(twin, input_size)
     x = torch.empty(shape, device="meta", dtype=torch.float32)
     t = torch.zeros(1, device="meta")
     y = torch.zeros(1, device="meta", dtype=torch.int64) if getattr(twin, "num_classes", 0) else None

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import ditzoo
+from ditzoo.models import DiffusionTransformer
 from ditzoo.summary import draw_blocks, drawable
 from tests.summary.reading import layers_in, links_in, passes_in
 from tests.zoo import EVERY_NAME, TINY, distinct, inputs, on_meta
@@ -36,25 +37,31 @@ def test_ascii_says_the_same():
     assert not drawable("no-such-encoding")
 
 
-def fewer_blocks(name: str) -> dict[str, int]:
-    """Options for the same network with as few blocks as every kind of link and of block takes, for speed."""
+def small(name: str) -> dict[str, int]:
+    """Options for a narrow network of that name with as few blocks as every kind of link and of block takes."""
     config = ditzoo.model_info(name).config
     if "depth" not in config:
         return {}
-    return {"depth": min(config["depth"], config.get("decode_layer", 0) + 6)}
+    depth = min(config["depth"], config.get("decode_layer", 0) + 6)
+    return {"depth": depth, "hidden_size": 64, "num_heads": 4}
 
 
-#: One deep network of each pattern of links.
-DEEP = ["dit_xl_2", "uvit_h_2", "mdt_xl_2", "mdtv2_xl_2", "diffit_xl_2", "diffit_unet_64"]
+#: Of each pattern of links and of blocks, one network in its full size.
+LARGE = ["dit_xl_2", "dit_xl_2_crossattn", "dit_xl_2_incontext", "sit_xl_2", "uvit_h_2", "mdt_xl_2", "mdtv2_xl_2"]
+LARGE += ["diffit_xl_2", "diffit_unet_64"]
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [(name, {}) for name in DEEP] + [(name, fewer_blocks(name)) for name in distinct(EVERY_NAME, fewer_blocks)],
+    ("name", "options"), [(name, {}) for name in LARGE] + [(name, small(name)) for name in distinct(EVERY_NAME, small)]
 )
-def test_drawings_show_every_link(name, options):
+def test_drawings_show_every_link_and_every_block_in_order(name, options):
     model = on_meta(name, **options)
     drawing = draw_blocks(model)
+    check_links(drawing, model)
+    check_blocks(drawing, model)
+
+
+def check_links(drawing: str, model: DiffusionTransformer) -> None:
     assert max(len(line) for line in drawing.splitlines()) <= 88
     expected = []
     for first, second in (("in_blocks", "out_blocks"), ("en_inblocks", "en_outblocks")):
@@ -80,10 +87,7 @@ def test_drawings_show_every_link(name, options):
         assert links_in(one) == [*expected[:-1], interpolated, *expected[-1:]]
 
 
-@pytest.mark.parametrize("name", ditzoo.list_models())
-def test_drawings_show_every_block_in_order(name):
-    model = on_meta(name, **fewer_blocks(name))
-    drawing = draw_blocks(model)
+def check_blocks(drawing: str, model: DiffusionTransformer) -> None:
     assert not any(line.endswith(" ") for line in drawing.splitlines())
     blocks, side = set(model.block_names()), model.input_size
     passes = passes_in(drawing)

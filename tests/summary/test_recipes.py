@@ -2,12 +2,14 @@
 
 import math
 import re
+import sys
 
 import pytest
 import torch
 
 import ditzoo
 from ditzoo.diffusion import guide, make_process
+from ditzoo.metrics import MacCount
 from ditzoo.recipe import Guidance, Recipe
 from ditzoo.summary import describe
 from tests.summary.foreign import Foreign
@@ -30,6 +32,14 @@ TITLES = {
     "uvit_m_4.in64": "Recipe",
     "dit_ti_2.digits": "Recipe",
 }
+
+
+@pytest.fixture(autouse=True)
+def _words_alone(monkeypatch):
+    """Descriptions without what takes longest, and tells nothing of recipes."""
+    module = sys.modules["ditzoo.summary.describe"]
+    monkeypatch.setattr(module, "count_macs", lambda model: MacCount(1, 0, {}, {"other": 1}, (1,)))
+    monkeypatch.setattr(module, "draw_blocks", lambda model, *, ascii: "")
 
 
 @pytest.mark.parametrize("name", TITLES)
