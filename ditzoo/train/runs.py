@@ -43,6 +43,9 @@ _LOCK = ".lock"
 #: Losses before that say what a spike is, and what the loss at the end is.
 _RECENT = SpikeWatch.window
 
+#: Parameters below which one thread is faster than two.
+_TINY = 10**6
+
 _logger = logging.getLogger("ditzoo")
 
 
@@ -105,6 +108,7 @@ def run(
             if devices.is_main:
                 stack.enter_context(_claimed(config.folder))
             stop = stack.enter_context(_StopSignals())
+            stack.enter_context(_threads_put_back())
             return _Run(config, devices, command, on_row).train(stop, stop_at)
     finally:
         devices.close()
@@ -133,6 +137,8 @@ class _Run:
         self.recipe = run_recipe(config, model, latents=isinstance(self.source, LatentCache))
         self._check_latents()
         self.before = model.details
+        if devices.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and _is_tiny(model):
+            torch.set_num_threads(1)
         if config.lora_rank:
             add_lora(
                 model,
@@ -418,6 +424,20 @@ def _model(config: RunConfig, options: Mapping[str, Any]) -> DiffusionTransforme
             return start_model(config.from_weights, model=config.model, **options)
         assert config.model is not None
         return registry.create(config.model, **options)
+
+
+def _is_tiny(model: DiffusionTransformer) -> bool:
+    """Whether threads would only wait for each other, and on a busy machine for long."""
+    return sum(weight.numel() for weight in model.parameters()) < _TINY
+
+
+@contextmanager
+def _threads_put_back() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _is_due(every: int, before: int, seen: int) -> bool:
