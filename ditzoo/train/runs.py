@@ -33,7 +33,7 @@ from ditzoo.train.guards import SpikeWatch
 from ditzoo.train.loop import Step, Training
 from ditzoo.train.monitor import Evaluator, MetricsFile, Trackers, distance_values, draw_grid
 from ditzoo.train.network import meta_network, network_options, open_data, run_recipe
-from ditzoo.train.state import full_averages, full_state, restore
+from ditzoo.train.state import check_optimizer, full_averages, full_state, restore
 from ditzoo.weights.folders import CHECKPOINTS
 
 CONFIG, METRICS, SAMPLES = "run.yaml", "metrics.jsonl", "samples"
@@ -170,6 +170,8 @@ class _Run:
         steps = training.steps(self.source, num_workers=config.num_workers) if before < end else iter(())
         for step in steps:
             self.seconds += time.perf_counter() - clock
+            if step.number == 1:
+                check_optimizer(training.weights, training.optimizer)
             self._note(step, watch)
             is_last = step.seen >= end
             signals = self.devices.any(stop.received)

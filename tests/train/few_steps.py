@@ -45,8 +45,13 @@ def start(name: str, devices: Devices | None = None, **changes: Any) -> Training
     devices = devices or make_devices(opts, "cpu")
     for weight in model.parameters() if devices.rank else ():
         weight.data.zero_()  # the main process decides how training begins
-    ratio = 0.5 if model.supports_masking else None
-    return Training(model, Recipe(prediction="v_prediction", schedule="cosine", mask_ratio=ratio), opts, devices)
+    recipe = Recipe(
+        prediction="v_prediction",
+        schedule="cosine",
+        mask_ratio=0.5 if model.supports_masking else None,
+        time_scale=1 / 999 if model.last_time else 1.0,
+    )
+    return Training(model, recipe, opts, devices)
 
 
 def go(training: Training, steps: int) -> list[float]:
