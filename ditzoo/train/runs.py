@@ -9,18 +9,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from ditzoo import __version__, registry
 from ditzoo.data.latents import LatentCache
 from ditzoo.media import Codec, load_codec
-from ditzoo.media.files import writing
+from ditzoo.media.files import remove_leftovers, writing
 from ditzoo.metrics import FrechetDistance
 from ditzoo.models import DiffusionTransformer, ModelDetails
 from ditzoo.train.averages import SNAPSHOTS, write_snapshots
@@ -38,10 +40,13 @@ from ditzoo.weights.folders import CHECKPOINTS
 
 CONFIG, METRICS, SAMPLES = "run.yaml", "metrics.jsonl", "samples"
 #: What else a run leaves in its folder, for `overwrite`.
-_LEFT = (CONFIG, METRICS, SAMPLES, SNAPSHOTS, CHECKPOINTS, "README.md", "samples.png", "tensorboard", "wandb")
+_LEFT = (METRICS, SAMPLES, SNAPSHOTS, CHECKPOINTS, "README.md", "samples.png", "tensorboard", "wandb")
 _LOCK = ".lock"
 #: Losses before that say what a spike is, and what the loss at the end is.
 _RECENT = SpikeWatch.window
+
+#: A bit that no signal has: in some process, files could not be read.
+_UNREADABLE = 1 << 8
 
 #: Parameters below which one thread is faster than two.
 _TINY = 10**6
@@ -58,7 +63,7 @@ class RunResult:
         seen: images, over all of its parts.
         finished: False where it was stopped before.
         checkpoint: the newest one.
-        stopped_by: the signal that stopped it.
+        stopped_by: the signal that stopped it, whichever process received it.
         loss: mean of the last steps.
         distance: the last that was measured.
     """
@@ -85,8 +90,8 @@ def run(
     pictures drawn with the averaged weights from the same noise; `checkpoints/`, each a model that can be loaded,
     sampled and pushed; and a `README.md`, the model's card.
 
-    SIGTERM and SIGINT end the run after the step at hand, with a checkpoint. A run that was killed in any other way
-    goes on from its newest whole checkpoint.
+    SIGTERM and SIGINT end the run after the step at hand, with a checkpoint; a second SIGINT, at once. A run that was
+    killed in any other way goes on from its newest whole checkpoint.
 
     Args:
         config: from `make_config`.
@@ -95,13 +100,15 @@ def run(
         on_row: called in the main process with each row of metrics.
 
     Raises:
-        ValueError: for settings that contradict each other or the data, and for a folder that holds another run; the
-            message names the fields that differ.
+        ValueError: for settings that contradict each other or the data, for a folder that holds another run (the
+            message names the fields that differ), and for a `stop_at` below 1.
         OSError: for data that is not there, too many unreadable files, a folder that cannot be written, too little
             space for the next checkpoint, and a folder in which another process trains.
         FloatingPointError: at the first loss or gradient that is not finite, where the settings say to stop.
         ImportError: for a package that is missing, naming the extra to install.
     """
+    if stop_at is not None and stop_at < 1:
+        raise ValueError(f"stop_at must be 1 or more, got {stop_at}.")
     devices = make_devices(config, config.device)
     try:
         with ExitStack() as stack:
@@ -167,30 +174,34 @@ class _Run:
         watch = SpikeWatch(config.spike_factor, self.recent)
         before = training.seen
         clock = time.perf_counter()
-        steps = training.steps(self.source, num_workers=config.num_workers) if before < end else iter(())
-        for step in steps:
-            self.seconds += time.perf_counter() - clock
-            if step.number == 1:
-                check_optimizer(training.weights, training.optimizer)
-            self._note(step, watch)
-            is_last = step.seen >= end
-            signals = self.devices.any(stop.received)
+        signals = 0
+        with closing(training.steps(self.source, num_workers=config.num_workers)) as steps:
+            for step in steps if before < end else ():
+                self.seconds += time.perf_counter() - clock
+                if step.number == 1:
+                    check_optimizer(training.weights, training.optimizer)
 
-            # What is due, each at its own cadence in images.
-            if _is_due(config.log_every, before, step.seen) or step.seen == config.num_images:
-                self._log(step)
-            if _is_due(config.sample_every, before, step.seen) or (
-                config.sample_every and step.seen == config.num_images
-            ):
-                self._draw(step)
-            if self.evaluator and (_is_due(config.evaluate_every, before, step.seen) or step.seen == config.num_images):
-                self._evaluate(step)
-            if _is_due(config.checkpoint_every, before, step.seen) or is_last or signals:
-                self._save()
-            before = step.seen
-            if is_last or signals:
-                break
-            clock = time.perf_counter()
+                # What all processes met.
+                flags = self.devices.any(stop.received | (_UNREADABLE if step.unreadable else 0))
+                signals = flags & ~_UNREADABLE
+                if flags & _UNREADABLE:
+                    step = step._replace(unreadable=tuple(chain(*self.devices.gather(step.unreadable))))
+                self._note(step, watch)
+
+                # What is due, each at its own cadence in images, and at the end.
+                ends, stops = step.seen == config.num_images, step.seen >= end or signals
+                if _is_due(config.log_every, before, step.seen) or ends:
+                    self._log(step)
+                if config.sample_every and (_is_due(config.sample_every, before, step.seen) or ends):
+                    self._draw(step)
+                if self.evaluator and (_is_due(config.evaluate_every, before, step.seen) or ends):
+                    self._evaluate(step)
+                if _is_due(config.checkpoint_every, before, step.seen) or stops:
+                    self._save()
+                before = step.seen
+                if stops:
+                    break
+                clock = time.perf_counter()
         if self.metrics.trackers is not None:
             self.metrics.trackers.close()
         assert training.newest_checkpoint is not None
@@ -199,7 +210,7 @@ class _Run:
             seen=training.seen,
             finished=training.seen >= config.num_images,
             checkpoint=training.newest_checkpoint,
-            stopped_by=stop.received or None,
+            stopped_by=signals or None,
             loss=sum(self.recent[-50:]) / len(self.recent[-50:]) if self.recent else None,
             distance=self.distance,
         )
@@ -236,7 +247,7 @@ class _Run:
         if (self.folder / CONFIG).exists():
             if not self.config.overwrite:
                 self._check_same_run(make_config(file=self.folder / CONFIG))
-        elif any(path.name != _LOCK for path in self.folder.glob("*")):
+        elif any(not path.name.startswith(".") for path in self.folder.glob("*")):
             raise ValueError(f"{self.folder} holds something, but no {CONFIG} of a run; give another name with out.")
 
     def _check_same_run(self, saved: RunConfig) -> None:
@@ -264,6 +275,8 @@ class _Run:
             if self.config.overwrite and (self.folder / CONFIG).exists():
                 for name in _LEFT:
                     _remove(self.folder / name)
+            for folder in (self.folder, self.folder / SAMPLES, self.folder / SNAPSHOTS):
+                remove_leftovers(folder)
             with writing(self.folder / CONFIG) as temporary:
                 temporary.write_text(replace(self.config, overwrite=False).to_yaml(), encoding="utf-8")
 
@@ -318,7 +331,8 @@ class _Run:
             self.pending.append(step._replace(unreadable=()))
             self.recent = [*self.recent[-_RECENT + 1 :], loss]
         for message in step.unreadable:
-            _logger.warning("%s", message)
+            if self.devices.is_main:
+                _logger.warning("%s", message)
             self._row("event", event="unreadable", message=message)
         if spike := watch.check(loss):
             message = f"step {step.number} ({step.seen:,} images seen): {spike}"
@@ -347,23 +361,21 @@ class _Run:
 
     def _draw(self, step: Step) -> None:
         with self.training.averaged_model() as ema:
-            if not self.devices.is_main:
-                return
-            plain = merged(ema).to(self.devices.device)
-            path = self.folder / SAMPLES / f"{step.seen:09d}.png"
-            try:
-                draw_grid(
-                    plain,
-                    self.recipe,
-                    path,
-                    seed=self.config.seed,
-                    rows=self.config.grid_rows,
-                    columns=self.config.grid_columns,
-                    codec=self.codec,
-                    label_names=self.source.label_names,
-                )
-            except FloatingPointError as error:
-                self._row("event", event="no samples", message=str(error))
+            if self.devices.is_main:
+                try:
+                    draw_grid(
+                        merged(ema).to(self.devices.device),
+                        self.recipe,
+                        self.folder / SAMPLES / f"{step.seen:09d}.png",
+                        seed=self.config.seed,
+                        rows=self.config.grid_rows,
+                        columns=self.config.grid_columns,
+                        codec=self.codec,
+                        label_names=self.source.label_names,
+                    )
+                except FloatingPointError as error:
+                    self._row("event", event="no samples", message=str(error))
+        self.devices.barrier()  # GPUs wait for each other less patiently than this
 
     def _evaluate(self, step: Step) -> None:
         """All processes share the samples."""
@@ -371,12 +383,20 @@ class _Run:
         assert evaluator is not None
         total = self.config.evaluation_samples
         share = range(devices.rank * total // devices.world, (devices.rank + 1) * total // devices.world)
+        found: list[Tensor | str] = []
         with self.training.averaged_model() as ema:
-            features = evaluator.features(merged(ema).to(devices.device), share)
-        parts = devices.gather(features)
-        if devices.is_main:
-            self.distance = evaluator.distance(torch.cat(parts))
+            try:
+                if share:
+                    found.append(evaluator.features(merged(ema).to(devices.device), share))
+            except FloatingPointError as error:
+                found.append(str(error))
+        parts = list(chain(*devices.gather(found)))
+        if errors := [part for part in parts if isinstance(part, str)]:
+            self._row("event", event="no distance", message=errors[0])
+        elif devices.is_main:
+            self.distance = evaluator.distance(torch.cat([part for part in parts if isinstance(part, Tensor)]))
             self._row("evaluation", step=step.number, **distance_values(self.distance))
+        devices.barrier()  # as in `_draw`
 
     def _save(self) -> None:
         """A checkpoint, the card, and snapshots of the power-function averages."""
@@ -420,7 +440,7 @@ class _Run:
 
 def _model(config: RunConfig, options: Mapping[str, Any]) -> DiffusionTransformer:
     """The network with the weights that training starts from; fresh ones depend on the seed alone."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if config.from_weights is not None:
             return start_model(config.from_weights, model=config.model, **options)
@@ -484,10 +504,12 @@ def _claimed(folder: Path) -> Iterator[None]:
 
 
 class _StopSignals:
-    """Remembers SIGTERM and SIGINT, so that the step at hand can end; a second one interrupts it.
+    """Remembers SIGTERM and SIGINT, so that the step at hand can end.
+
+    A SIGINT after it interrupts; another SIGTERM does not, since clusters and launchers send it more than once.
 
     Attributes:
-        received: the signal, 0 before.
+        received: the first signal, 0 before.
     """
 
     def __init__(self) -> None:
@@ -505,7 +527,8 @@ class _StopSignals:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: object) -> None:
-        if self.received:
+        if not self.received:
+            self.received = number
+            os.write(2, b"ditzoo: stopping after this step, with a checkpoint; Ctrl+C stops at once.\n")
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
-        os.write(2, b"ditzoo: stopping after this step, with a checkpoint; once more stops at once.\n")

@@ -1,5 +1,8 @@
 """Batches of running numbers: the same whoever loads them, wherever loading starts."""
 
+import multiprocessing
+import os
+
 import pytest
 import torch
 
@@ -36,6 +39,9 @@ def test_batches_are_those_of_the_order():
 def test_loading_goes_on_where_it_stopped():
     assert same(load(start=24), load()[3:])
     assert load(start=64) == []
+    # After an end between two batches, the rest of that batch comes first.
+    assert [batch.numbers for batch in load(start=20, stop=36)] == [range(20, 24), range(24, 32), range(32, 36)]
+    assert same(load(start=20)[1:], load()[3:])
     assert not same(load(seed=1), load())
 
 
@@ -60,14 +66,34 @@ def test_workers_change_nothing(pictures):
     assert torch.equal(torch.random.get_rng_state(), state)  # nor the random numbers of the caller
 
 
+class Groups(TensorSource):
+    """Labels are the process group of who loads them."""
+
+    def load(self, indices, numbers, seed):
+        loaded = super().load(indices, numbers, seed)
+        return loaded._replace(y=torch.full_like(loaded.y, os.getpgrp()))
+
+
+def test_workers_do_not_get_the_signals_of_the_group_and_end_with_the_batches():
+    source = Groups(torch.zeros(8, 1, 1, 1), torch.zeros(8, dtype=torch.int64))
+    found = batches(source, seed=0, batch_size=4, start=0, stop=64, num_workers=1)
+    (worker,) = next(found).y.unique().tolist()
+    assert [child.pid for child in multiprocessing.active_children()] == [worker]
+    assert worker != os.getpgrp()
+    found.close()
+    assert multiprocessing.active_children() == []
+
+
 def test_batches_of_buckets_have_one_size_each(pictures):
     source = ImageFolder(pictures, size=32, buckets=bucket_sizes(32, multiple=8))
     source._bucket_of[::3] = 1  # the pictures are square
     found = load(source, stop=60)
     assert {tuple(batch.x.shape[2:]) for batch in found} == set(source.buckets[:2])
     assert same(load(source, start=16, stop=60), found[2:])
-    with pytest.raises(ValueError, match="resume with the batch_size that the run began with"):
-        load(source, start=4, stop=600)
+    assert same(load(source, start=20, stop=60)[1:], found[3:])
+    message = r"samples of the sizes \[.*\] cannot be put into one batch; .* order\(seed, batch_size\) gives for"
+    with pytest.raises(ValueError, match=message):
+        source.load([0, 1], [0, 1], 0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -93,6 +119,11 @@ def test_unreadable_files_are_counted_over_all_workers(tmp_path, pictures, num_w
         ({"world": 3}, r"batch_size \(8\) must be a multiple of 3, which is 3 processes times .* \(1\): 6 or 9"),
         ({"world": 8, "accumulation": 2}, r"must be a multiple of 16, .*: 16\."),
         ({"world": 4, "stop": 62}, r"last batch .* over 4 processes .* set num_images to 60 or 64 instead of 62"),
+        (
+            {"world": 4, "start": 6},
+            r"what is left of the batch in which training stopped, at 6 images, cannot be cut evenly over 4 processes "
+            r"times accumulation \(1\): go on with as many as before",
+        ),
         ({"start": 65}, r"start must be from 0 to stop \(64\), got 65"),
         ({"start": -1}, r"got -1"),
         ({"rank": 1}, "rank must be from 0 to 0, got 1"),
