@@ -156,6 +156,15 @@ class RunConfig(TrainOptions):
         if not self.lora_rank and (self.lora_alpha is not None or self.lora_targets):
             name = "lora_targets" if self.lora_alpha is None else "lora_alpha"
             raise ValueError(f"{name} is of low-rank updates, and lora_rank is 0: set lora_rank, such as 8.")
+        if self.lora_rank and self.from_weights is None:
+            raise ValueError(
+                f"lora_rank is {self.lora_rank}: low-rank updates change weights that there are, and from_weights "
+                "(--from) is not given."
+            )
+        if len(self.buckets) > 1 and self.evaluate_every:
+            raise ValueError(
+                "evaluate_every compares images of one size, and buckets makes several; set one of them to 0 or none."
+            )
         if self.buckets and self.size is not None:
             raise ValueError(f"size ({self.size}) and buckets both say how images are cropped; leave one out.")
         if self.precision == "float16" and (self.device or "").startswith("cpu"):

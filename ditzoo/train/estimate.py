@@ -91,12 +91,11 @@ def estimate(
 ) -> Estimate:
     """What the run will cost.
 
-    Frozen weights are counted as if they trained where the settings freeze by pattern or train low-rank updates: those
-    runs need less.
+    Activations are counted as if all weights trained: where some are frozen, runs need less.
 
     Args:
         config: the settings.
-        network: on the meta device, from `meta_network`.
+        network: on the meta device, from `meta_network`, with what is frozen and the adapters of low-rank updates.
         num_samples: of the data, one epoch.
         processes: that share a batch; under FSDP they share weights, gradients, averages and the optimiser's state too.
     """

@@ -68,7 +68,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
     Args:
         model: whose parameters of these names need no gradient afterwards.
-        patterns: of names, with shell wildcards, such as `"blocks.*"`.
+        patterns: of names, with shell wildcards, such as `"blocks.*"`. A layer with an adapter keeps its names.
 
     Returns:
         The names that the patterns match.
@@ -76,15 +76,18 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     Raises:
         ValueError: for a pattern that matches no parameter (near names are given), or if nothing is left to train.
     """
-    names = [name for name, _ in model.named_parameters()]
-    frozen = {name for pattern in patterns for name in _matching(pattern, names)}
-    rest = [name for name, each in model.named_parameters() if each.requires_grad and name not in frozen]
-    if not rest:
+    parameters = {_plain_name(name): parameter for name, parameter in model.named_parameters()}
+    frozen = {name for pattern in patterns for name in _matching(pattern, list(parameters))}
+    if not any(parameter.requires_grad and name not in frozen for name, parameter in parameters.items()):
         raise ValueError(f"freeze={', '.join(patterns) or 'none'} leaves no parameter to train: freeze fewer.")
-    for name, parameter in model.named_parameters():
-        if name in frozen:
-            parameter.requires_grad_(False)
-    return [name for name in names if name in frozen]
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    return [name for name in parameters if name in frozen]
+
+
+def _plain_name(name: str) -> str:
+    """Of a parameter in the model without adapters."""
+    return name.replace(".base_layer.", ".")
 
 
 def _matching(pattern: str, names: Sequence[str], what: str = "parameter") -> list[str]:
@@ -186,7 +189,7 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
         if ".lora_" in name:
             continue
         value = value.detach() + deltas[name].detach().to(value) if name in deltas else value.detach().clone()
-        state[name.replace(".base_layer.", ".")] = value
+        state[_plain_name(name)] = value
     return state
 
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ditzoo import __version__, registry
 from ditzoo.data.latents import LatentCache
-from ditzoo.media import Codec, load_codec
+from ditzoo.data.source import Source
+from ditzoo.media import Codec, LabelNames, load_codec, load_codec_for_recipe
 from ditzoo.media.files import remove_leftovers, writing
 from ditzoo.metrics import FrechetDistance
 from ditzoo.models import DiffusionTransformer, ModelDetails
@@ -33,12 +34,12 @@ from ditzoo.train.devices import Devices, make_devices
 from ditzoo.train.finetune import add_lora, freeze, merged, start_model
 from ditzoo.train.guards import SpikeWatch
 from ditzoo.train.loop import Step, Training
-from ditzoo.train.monitor import Evaluator, MetricsFile, Trackers, distance_values, draw_grid
+from ditzoo.train.monitor import Evaluator, MetricsFile, Trackers, check_trackers, distance_values, draw_grid
 from ditzoo.train.network import meta_network, network_options, open_data, run_recipe
 from ditzoo.train.state import check_optimizer, full_averages, full_state, restore
-from ditzoo.weights.folders import CHECKPOINTS
+from ditzoo.weights.folders import CHECKPOINTS, RUN_CONFIG
 
-CONFIG, METRICS, SAMPLES = "run.yaml", "metrics.jsonl", "samples"
+METRICS, SAMPLES = "metrics.jsonl", "samples"
 #: What else a run leaves in its folder, for `overwrite`.
 _LEFT = (METRICS, SAMPLES, SNAPSHOTS, CHECKPOINTS, "README.md", "samples.png", "tensorboard", "wandb")
 _LOCK = ".lock"
@@ -142,8 +143,8 @@ class _Run:
         self.source = open_data(config, network)
         model = _model(config, network_options(config, network, self.source))
         self.recipe = run_recipe(config, model, latents=isinstance(self.source, LatentCache))
-        self._check_latents()
-        self.before = model.details
+        self._open_codec(model)
+        self.before = _with_names_of(self.source, model)
         if devices.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and _is_tiny(model):
             torch.set_num_threads(1)
         if config.lora_rank:
@@ -157,6 +158,8 @@ class _Run:
         if config.freeze:
             freeze(model, config.freeze)
         self.evaluator = self._evaluator() if config.evaluate_every else None
+        if config.trackers:
+            check_trackers(config.trackers)
         self.metrics = MetricsFile(self.folder / METRICS)
         self._check_folder()
         self.checkpoints = Checkpoints(
@@ -217,15 +220,42 @@ class _Run:
 
     # The start.
 
-    def _check_latents(self) -> None:
-        if isinstance(self.source, LatentCache):
-            if self.config.codec is not None:
-                self.codec = self._load_codec(self.config.codec)
-            self.source.manifest.check_fits(self.recipe, codec=self.codec)
+    def _open_codec(self, model: DiffusionTransformer) -> None:
+        """Check the latents, and load what decodes samples, if any will be drawn: what is missing is told here, and not
+        after hours.
 
-    def _load_codec(self, name: str) -> Codec:
-        recipe = self.recipe
-        return load_codec(name, scale=recipe.latent_scale, shift=recipe.latent_shift, device=self.devices.device)
+        Raises:
+            ValueError: for latents that are not the recipe's, and a codec without latents.
+            OSError: for an autoencoder that cannot be had.
+        """
+        config, recipe = self.config, self.recipe
+        if not isinstance(self.source, LatentCache):
+            if config.codec is not None:
+                raise ValueError(
+                    f"codec {config.codec!r} decodes latents, and the data holds pixels; leave it out, or "
+                    "encode the data first (`ditzoo encode`)."
+                )
+            return
+        manifest = self.source.manifest
+        if config.codec is None:
+            manifest.check_fits(recipe)
+        name = config.codec or recipe.latent_codec
+        if name is None or not (config.codec or config.sample_every or config.evaluate_every):
+            return
+        try:
+            scale, shift, device = recipe.latent_scale, recipe.latent_shift, self.devices.device
+            if config.codec is None:
+                self.codec = load_codec(name, scale=scale, shift=shift, device=device)
+            else:
+                self.codec = load_codec_for_recipe(name, latent_scale=scale, latent_shift=shift, device=device)
+        except OSError as error:
+            raise OSError(
+                f"samples of latents need an autoencoder: {error} Set codec to the folder, or sample_every and "
+                "evaluate_every to 0 to train without samples."
+            ) from error
+        self.codec.check_fits(model.in_channels)
+        # A tiny autoencoder stands in for another one's decoder; its own encoder did not make these latents.
+        manifest.check_fits(recipe, codec=self.codec if self.codec.has_posterior else None)
 
     def _evaluator(self) -> Evaluator:
         return Evaluator(
@@ -244,11 +274,13 @@ class _Run:
         Raises:
             ValueError: it holds another one, or something else.
         """
-        if (self.folder / CONFIG).exists():
+        if (self.folder / RUN_CONFIG).exists():
             if not self.config.overwrite:
-                self._check_same_run(make_config(file=self.folder / CONFIG))
+                self._check_same_run(make_config(file=self.folder / RUN_CONFIG))
         elif any(not path.name.startswith(".") for path in self.folder.glob("*")):
-            raise ValueError(f"{self.folder} holds something, but no {CONFIG} of a run; give another name with out.")
+            raise ValueError(
+                f"{self.folder} holds something, but no {RUN_CONFIG} of a run; give another name with out."
+            )
 
     def _check_same_run(self, saved: RunConfig) -> None:
         starts = self.metrics.rows("start")
@@ -272,12 +304,12 @@ class _Run:
         """Make the folder this run's: nothing is written or deleted before all else is known to fit."""
         self.devices.barrier()
         if self.devices.is_main:
-            if self.config.overwrite and (self.folder / CONFIG).exists():
+            if self.config.overwrite and (self.folder / RUN_CONFIG).exists():
                 for name in _LEFT:
                     _remove(self.folder / name)
             for folder in (self.folder, self.folder / SAMPLES, self.folder / SNAPSHOTS):
                 remove_leftovers(folder)
-            with writing(self.folder / CONFIG) as temporary:
+            with writing(self.folder / RUN_CONFIG) as temporary:
                 temporary.write_text(replace(self.config, overwrite=False).to_yaml(), encoding="utf-8")
 
     def _newest(self) -> Checkpoint | None:
@@ -371,7 +403,7 @@ class _Run:
                         rows=self.config.grid_rows,
                         columns=self.config.grid_columns,
                         codec=self.codec,
-                        label_names=self.source.label_names,
+                        label_names=self.before.label_names,
                     )
                 except FloatingPointError as error:
                     self._row("event", event="no samples", message=str(error))
@@ -433,7 +465,6 @@ class _Run:
             seen=self.training.seen,
             distance=self.distance,
             data=self.source.name,
-            label_names=self.source.label_names,
             command=self.command,
         )
 
@@ -446,6 +477,26 @@ def _model(config: RunConfig, options: Mapping[str, Any]) -> DiffusionTransforme
             return start_model(config.from_weights, model=config.model, **options)
         assert config.model is not None
         return registry.create(config.model, **options)
+
+
+def _with_names_of(source: Source, model: DiffusionTransformer) -> ModelDetails:
+    """The model's details, with the names that the data gives its classes: all classes of the network have one, or none
+    has.
+
+    Raises:
+        ValueError: for a name that is empty.
+    """
+    if source.label_names is None:
+        return model.details
+    LabelNames(source.label_names)
+    details = replace(model.details, label_names=source.label_names).for_classes(model.num_classes)
+    if model.num_classes and details.label_names is None:
+        _logger.warning(
+            "The names of the %d classes of the data are left out: the network has %d.",
+            len(source.label_names),
+            model.num_classes,
+        )
+    return details
 
 
 def _is_tiny(model: DiffusionTransformer) -> bool:
