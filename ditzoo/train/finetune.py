@@ -43,7 +43,7 @@ def start_model(
     text = str(origin)
     if num_classes is not None:
         options["num_classes"] = num_classes
-    is_name = not is_hub_name(text) and not Path(origin).exists() and not re.search(r"[/\\]", text)
+    is_name = _is_name(text)
     if is_name and (model is None or text.partition(".")[0] == model.partition(".")[0]):
         return registry.create(text, pretrained=True, **options)
     if is_name:
@@ -52,15 +52,31 @@ def start_model(
         )
     if model is not None:
         return registry.create(model, checkpoint=origin, **options)
+    check_origin(text)
     if is_hub_name(text):
         return registry.create(text, **options)
-    if not Path(origin).is_dir():
-        if Path(origin).is_file() or "://" in text:
-            raise ValueError(f"{text} is a file of weights, which does not say of which network: give its model too.")
-        raise FileNotFoundError(
-            f"there is no {text}: give a registry name, the folder of a run or of a saved model, or hf-hub:user/repo."
-        )
     return DiffusionTransformer.from_pretrained(model_folder(origin), **options)
+
+
+def check_origin(origin: str) -> None:
+    """That weights say of which network they are.
+
+    Raises:
+        ValueError: for a file or an address, which do not.
+        FileNotFoundError: for a folder that is not there.
+    """
+    if _is_name(origin) or is_hub_name(origin) or Path(origin).is_dir():
+        return
+    if Path(origin).is_file() or "://" in origin:
+        raise ValueError(f"{origin} is a file of weights, which does not say of which network: give its model too.")
+    raise FileNotFoundError(
+        f"there is no {origin}: give a registry name, the folder of a run or of a saved model, or hf-hub:user/repo."
+    )
+
+
+def _is_name(origin: str) -> bool:
+    """Whether it can be one of the registry."""
+    return not is_hub_name(origin) and not Path(origin).exists() and not re.search(r"[/\\]", origin)
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
