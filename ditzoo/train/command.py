@@ -124,6 +124,7 @@ def dry_run_lines(config: RunConfig) -> list[tuple[str, str]]:
     from ditzoo.train.estimate import estimate
     from ditzoo.train.finetune import add_lora, freeze
     from ditzoo.train.network import meta_network, network_options, open_data, run_recipe
+    from ditzoo.train.optimizers import optimizer_arguments
 
     network = meta_network(config, None if config.num_classes is None else {"num_classes": config.num_classes})
     samples, data, latents = None, "not given: set data", network.details.recipe is not None
@@ -142,6 +143,7 @@ def dry_run_lines(config: RunConfig) -> list[tuple[str, str]]:
         freeze(network, config.freeze)
     recipe = run_recipe(config, network, latents=latents)
     processes = process_of_launcher()[1]
+    optimizer_arguments(config)
     cost = estimate(config, network, num_samples=samples, processes=processes)
     masked = "" if recipe.mask_ratio is None else f", {recipe.mask_ratio:g} of the tokens masked in a second pass"
     return [

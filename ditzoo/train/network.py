@@ -161,6 +161,10 @@ def run_recipe(config: RunConfig, model: DiffusionTransformer, *, latents: bool)
         recipe = replace(recipe, licence=None, source=None)
     recipe = config.apply_recipe(recipe)
     model.check_recipe(recipe)
+    if recipe.mask_ratio is not None and not model.supports_masking:
+        raise ValueError(
+            f"recipe has mask_ratio={recipe.mask_ratio:g}, and {type(model).__name__} takes no masks; leave it out."
+        )
     return recipe
 
 
