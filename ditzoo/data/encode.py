@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ditzoo.data.image_source import UnreadableFiles
 from ditzoo.data.latents import LatentShard, read_shard, write_shard
+from ditzoo.data.loader import leave_signals_to_main
 from ditzoo.data.manifest import LatentDtype, LatentManifest, has_latents
 from ditzoo.data.source import Loaded, Source
 from ditzoo.media.codec import Codec, PixelCodec
@@ -206,7 +207,9 @@ def _batches(
     data = _Batches(source, indices)
     if source.max_workers is not None:
         num_workers = min(num_workers, source.max_workers)
-    batches = DataLoader(data, batch_size=None, num_workers=num_workers) if num_workers else map(data.load, indices)
+    batches: Iterable[Loaded] = map(data.load, indices)
+    if num_workers:
+        batches = DataLoader(data, batch_size=None, num_workers=num_workers, worker_init_fn=leave_signals_to_main)
     # Each worker counts what it could not read; here are the files of all of them.
     unreadable = UnreadableFiles(source.name, source.max_unreadable)
     for batch in batches:

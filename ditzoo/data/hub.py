@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ditzoo.data.buckets import Size
-from ditzoo.data.image_source import MAX_UNREADABLE, ImageSource, check_image_options
+from ditzoo.data.image_source import LEAVE_LABELS_OUT, MAX_UNREADABLE, ImageSource, check_image_options
 from ditzoo.data.images import UnreadableImageError
 from ditzoo.data.source import Order
 from ditzoo.diffusion.draws import epoch_order
@@ -95,9 +95,9 @@ class HubImages(ImageSource):
         import pyarrow.compute as pc
 
         for batch in self._dataset.with_format("arrow").iter(batch_size=10_000):
-            images = batch.column(self._image).combine_chunks()
-            lengths = pc.binary_length(images.field("bytes")).to_pylist()
-            for path, length in zip(images.field("path").to_pylist(), lengths, strict=True):
+            images = batch.column(self._image)  # in chunks: to join them would read all bytes
+            lengths = pc.binary_length(pc.struct_field(images, "bytes")).to_pylist()
+            for path, length in zip(pc.struct_field(images, "path").to_pylist(), lengths, strict=True):
                 if length is None and path is not None and os.path.exists(path):
                     length = os.path.getsize(path)
                 yield os.fsencode(f"{length} {os.path.basename(path or '')}")
@@ -159,7 +159,7 @@ class HubStream(ImageSource):
         if columns.label is not None and num_classes is None:
             raise ValueError(
                 f"the column {columns.label} of {place} does not tell how many classes there are; give "
-                "num_classes=..., or labels=False."
+                f"num_classes=..., or {LEAVE_LABELS_OUT}."
             )
         #: the block in memory, and the stream behind it
         self._block: tuple[int, list[Any]] = (-1, [])
@@ -387,7 +387,7 @@ def _checked_labels(
     if any(label is None or label < 0 for label in labels):
         raise ValueError(
             f"samples of the split {place.split} of {place} have no class (column {columns.label}); choose another "
-            "split, or train without labels (labels=False)."
+            f"split, or {LEAVE_LABELS_OUT}."
         )
     found = torch.tensor(labels, dtype=torch.int64)
     if num_classes is not None and found.max() >= num_classes:

@@ -27,6 +27,8 @@ from ditzoo.data.source import Loaded, Order, Source
 
 #: Unreadable images of a data set that are replaced before loading ends with an error.
 MAX_UNREADABLE = 10
+#: The end of messages about labels that are not clear.
+LEAVE_LABELS_OUT = "leave labels out (labels=False; --num-classes 0 to train, --no-labels to encode)"
 _NUM_NAMED = 3
 
 

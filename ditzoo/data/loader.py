@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -168,8 +171,8 @@ def _load_in_workers(source: Source, seed: int, plan: _Plan, num_workers: int, p
         num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=_PREFETCH,
+        worker_init_fn=leave_signals_to_main,
         generator=torch.Generator(),  # the one of all torch would be drawn from
-        worker_init_fn=_leave_group,
     )
     for loaded in loader:
         if isinstance(loaded, Exception):
@@ -177,11 +180,23 @@ def _load_in_workers(source: Source, seed: int, plan: _Plan, num_workers: int, p
         yield loaded
 
 
-def _leave_group(worker: int) -> None:
-    """What stops all processes of a group, such as Ctrl+C, must leave the workers to the process that trains: it ends
-    its step first, for which it may need them."""
-    if hasattr(os, "setpgrp"):  # Windows has no such groups
-        os.setpgrp()
+def leave_signals_to_main(worker: int) -> None:
+    """For `DataLoader(worker_init_fn=...)`: a worker goes on when a whole job is told to stop.
+
+    A terminal sends SIGINT, clusters and torchrun send SIGTERM, to all processes of a job. A worker that ended by
+    itself would be an error in the main process, which then could not finish its step and write a checkpoint. Only a
+    SIGTERM that the main process sends ends a worker; where the main process dies, PyTorch ends it within seconds.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":  # elsewhere a process cannot tell who sends
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told_by(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class _Pieces(Dataset[Loaded | Exception]):

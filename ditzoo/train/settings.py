@@ -184,7 +184,9 @@ def _enter(entries: dict[str, Any], name: str, path: str, value: Any) -> None:
     for step in outer:
         entries = entries.setdefault(step, {})
         if not isinstance(entries, dict):
-            raise ValueError(f"{name} has {step!r} twice, with a value and with entries, in {path!r}; give one of them.")
+            raise ValueError(
+                f"{name} has {step!r} twice, with a value and with entries, in {path!r}; give one of them."
+            )
     entries[last] = value
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from huggingface_hub import constants
@@ -115,6 +116,22 @@ def test_the_fingerprint_tells_images_and_labels(tmp_path, place):
     }
     assert len(others) == 4
     assert HubImages(write_parquet(tmp_path / "again", table()), size=8).fingerprint == fingerprint
+
+
+def test_the_fingerprint_leaves_the_images_unread():
+    """Two of 1.2 GiB, of memory that is never touched; pyarrow joins no more than 2 GiB."""
+    num_bytes = 1200 << 20
+    offsets = pyarrow.py_buffer(np.array([0, num_bytes], dtype=np.int32))
+    content = pyarrow.Array.from_buffers(
+        pyarrow.binary(), 1, [None, offsets, pyarrow.py_buffer(np.zeros(num_bytes, dtype=np.uint8))]
+    )
+    image = pyarrow.StructArray.from_arrays([content, pyarrow.array(["a/1.png"])], ["bytes", "path"])
+    source = object.__new__(HubImages)
+    source._image = "image"
+    source._dataset = datasets.Dataset(
+        datasets.table.InMemoryTable(pyarrow.table({"image": pyarrow.chunked_array([image, image])})), fingerprint="two"
+    )
+    assert list(source._identity()) == [f"{num_bytes} 1.png".encode()] * 2
 
 
 def test_an_unreadable_image_is_named_by_its_number(tmp_path):

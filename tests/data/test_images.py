@@ -142,6 +142,36 @@ def test_the_crop_of_an_odd_size_resizes_the_shorter_side():
     assert np.array_equal(np.array(center_crop(image, 32)), np.array(whole.crop((8, 0, 40, 32))))
 
 
+def resampled(picture, size, kernel, support):
+    """An (H, W, 3) picture resized to (width, height), from the definition: across, then down, each rounded to 8 bits.
+
+    A pixel of the result is a mean of the pixels around its centre, weighted by the kernel stretched to its width.
+    """
+    for length in size:
+        picture = picture.transpose(1, 0, 2)  # the side that is resized comes first
+        scale = len(picture) / length
+        centres = (np.arange(length) + 0.5) * scale
+        distance = (np.arange(len(picture)) + 0.5 - centres[:, None]) / max(scale, 1)
+        weights = np.where(abs(distance) <= support, kernel(abs(distance)), 0.0)
+        weights /= weights.sum(axis=1, keepdims=True)
+        picture = np.floor(np.tensordot(weights, picture, axes=1) + 0.5).clip(0, 255)
+    return picture
+
+
+def bicubic(x):
+    """Keys' cubic with a = -1/2."""
+    return np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
+
+
+def test_the_crop_is_that_of_its_definition():
+    """103x79 pixels: halved to 51x39 and 25x19, resized to 21x16, cut to 16x16."""
+    picture = pixels(79, 103)
+    box = resampled(resampled(picture, (51, 39), np.ones_like, 0.5), (25, 19), np.ones_like, 0.5)
+    expected = resampled(box, (21, 16), bicubic, 2.0)[:, 2:18]
+    cropped = np.array(center_crop(Image.fromarray(picture), 16))
+    assert np.array_equal(cropped, expected)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (500, 333), (64, 64), (129, 1)])
 @pytest.mark.parametrize("crop", [(64, 64), (48, 80), (80, 48)])
 def test_every_crop_has_the_size_asked_for(size, crop):

@@ -1,12 +1,15 @@
 """Batches of running numbers: the same whoever loads them, wherever loading starts."""
 
 import multiprocessing
-import os
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 
 from ditzoo.data import Digits, ImageFolder, TensorSource, batches, bucket_sizes
+from ditzoo.data.loader import leave_signals_to_main
 
 
 def numbered(num_samples=23):
@@ -66,22 +69,44 @@ def test_workers_change_nothing(pictures):
     assert torch.equal(torch.random.get_rng_state(), state)  # nor the random numbers of the caller
 
 
-class Groups(TensorSource):
-    """Labels are the process group of who loads them."""
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process cannot tell who sends a signal")
+def test_workers_go_on_when_a_whole_job_is_told_to_stop():
+    """As torchrun tells it, which sends SIGTERM to the group of a process; Ctrl-C is SIGINT to the group."""
+    found = batches(numbered(), seed=0, batch_size=8, start=0, stop=640, num_workers=2)
+    first = [next(found), next(found)]  # one of each worker
+    workers = multiprocessing.active_children()
+    for name in ("TERM", "INT"):
+        subprocess.run(["kill", f"-{name}", *(str(worker.pid) for worker in workers)], check=True)
+    assert same([*first, *found], load(stop=640))
+    for worker in workers:
+        worker.join(10)
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
-    def load(self, indices, numbers, seed):
-        loaded = super().load(indices, numbers, seed)
-        return loaded._replace(y=torch.full_like(loaded.y, os.getpgrp()))
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process cannot tell who sends a signal")
+def test_the_main_process_can_end_its_workers():
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    worker = context.Process(target=wait_as_a_worker, args=(ready,))
+    worker.start()
+    assert ready.wait(10)
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
-def test_workers_do_not_get_the_signals_of_the_group_and_end_with_the_batches():
-    source = Groups(torch.zeros(8, 1, 1, 1), torch.zeros(8, dtype=torch.int64))
-    found = batches(source, seed=0, batch_size=4, start=0, stop=64, num_workers=1)
-    (worker,) = next(found).y.unique().tolist()
-    assert [child.pid for child in multiprocessing.active_children()] == [worker]
-    assert worker != os.getpgrp()
+def test_workers_end_with_the_batches():
+    found = batches(numbered(), seed=0, batch_size=8, start=0, stop=640, num_workers=1)
+    next(found)
+    assert len(multiprocessing.active_children()) == 1
     found.close()
     assert multiprocessing.active_children() == []
+
+
+def wait_as_a_worker(ready):
+    leave_signals_to_main(0)
+    ready.set()
+    time.sleep(60)
 
 
 def test_batches_of_buckets_have_one_size_each(pictures):
