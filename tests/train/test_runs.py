@@ -305,13 +305,13 @@ def kill(folder, times):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(program, cwd=root, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.count("exit -9")
+    assert done.stdout.count("kill ") == times
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
-    assert kill(tmp_path, 3) == 3
+    kill(tmp_path, 3)
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_twenty_times_too(tmp_path):
-    assert kill(tmp_path, 20) >= 15
+    kill(tmp_path, 20)
