@@ -219,6 +219,7 @@ def sample(name: str, out: Path, **options: Any) -> None:
 @click.option("--shard-size", type=click.IntRange(min=1), help="Images in a file; default: 1024.")
 @click.option("--num-workers", type=click.IntRange(min=0), default=0, show_default=True, help="That read images.")
 @click.option("--max-unreadable", type=click.IntRange(min=0), default=10, show_default=True, help="Images to replace.")
+@click.option("--labels/--no-labels", default=True, show_default=True, help="Keep the classes of images.")
 @click.option("--slicing", is_flag=True, help="Encode one image at a time, which takes less memory.")
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
 @click.option(

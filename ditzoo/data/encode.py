@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ditzoo.data.image_source import UnreadableFiles
-from ditzoo.data.latents import LatentShard, read_shard, write_shard
+from ditzoo.data.latents import LatentCache, LatentShard, read_shard, write_shard
 from ditzoo.data.loader import leave_signals_to_main
 from ditzoo.data.manifest import LatentDtype, LatentManifest, has_latents
 from ditzoo.data.source import Loaded, Source
@@ -115,6 +115,8 @@ def _manifest(
     source: Source, codec: Codec, flip: bool, dtype: LatentDtype, codec_name: str | None, shard_size: int
 ) -> LatentManifest:
     """What the folder will hold, checked before anything is encoded."""
+    if isinstance(source, LatentCache):
+        raise ValueError(f"{source.path} holds latents already; name the images that are to be encoded.")
     if getattr(source, "flip", False):
         raise ValueError(f"{source.name} flips images at random; give it flip=False, and flip=True to encode.")
     if not source.fingerprint:

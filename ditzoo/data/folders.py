@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from ditzoo.data.buckets import Size
-from ditzoo.data.image_source import MAX_UNREADABLE, ImageSource, Names, check_image_options
+from ditzoo.data.image_source import LEAVE_LABELS_OUT, MAX_UNREADABLE, ImageSource, Names, check_image_options
 from ditzoo.data.images import IMAGE_ENDINGS
 
 #: Names of folders that are parts of a data set, not classes.
@@ -130,7 +130,7 @@ def _classes(path: Path, names: list[str]) -> list[str] | None:
     if nested and flat:
         raise ValueError(
             f"{path} holds images both beside the folders of classes ({flat[0]}) and in them ({nested[0]}); move them "
-            "into one layout, or train without labels (labels=False)."
+            f"into one layout, or {LEAVE_LABELS_OUT}."
         )
     if nested:
         return _folders_as_classes(path, names)
@@ -139,7 +139,7 @@ def _classes(path: Path, names: list[str]) -> list[str] | None:
         labelled = next(name for name in flat if "_" in name)
         raise ValueError(
             f"{path} holds images with a class in their name ({labelled}) and without ({without[0]}); name all "
-            "class_image.png, or train without labels (labels=False)."
+            f"class_image.png, or {LEAVE_LABELS_OUT}."
         )
     classes = [name.partition("_")[0] for name in flat]
     return None if without or len(set(classes)) == 1 else classes

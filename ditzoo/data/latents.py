@@ -151,6 +151,11 @@ class LatentCache(Source):
                 gone.append(self.manifest.shard_name(number))
             except ValueError as error:
                 raise ValueError(f"{error} Run `ditzoo encode` again as before, which makes it anew.") from error
+        if len(gone) == self.manifest.num_shards and any(self.path.glob("data/*.parquet")):
+            raise ValueError(
+                f"{self.path} holds latents as a data set of the Hub; make a folder of them to train on: "
+                f"ditzoo.data.read_parquet({str(self.path)!r}, OUT)."
+            )
         if gone:
             some = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
             raise ValueError(

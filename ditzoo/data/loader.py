@@ -185,7 +185,7 @@ def leave_signals_to_main(worker: int) -> None:
 
     A terminal sends SIGINT, clusters and torchrun send SIGTERM, to all processes of a job. A worker that ended by
     itself would be an error in the main process, which then could not finish its step and write a checkpoint. Only a
-    SIGTERM that the main process sends ends a worker; where the main process dies, PyTorch ends it within seconds.
+    SIGTERM of the main process ends a worker; where the main process dies, PyTorch ends it within seconds.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere a process cannot tell who sends

@@ -124,10 +124,15 @@ class LatentManifest:
         """
         if differing := list(self._misfits(recipe, codec)):
             own = f"latent_codec={self.codec!r}, latent_scale={self.latent_scale:g}, latent_shift={self.latent_shift:g}"
+            same = ""
+            if codec is None and None not in (self.codec, recipe.latent_codec) and self.codec != recipe.latent_codec:
+                same = (
+                    " Only where the two are the same autoencoder, name it as codec, so that its weights are compared, "
+                    f"or correct the name in {MANIFEST}."
+                )
             raise ValueError(
                 f"the latents of {self.source_name} do not fit the recipe: {'; '.join(differing)}. Encode the images "
-                f"again with the codec of the recipe, or train with a recipe of {own}. Only where the autoencoder is "
-                f"the same under another name, correct the name in {MANIFEST}."
+                f"again with the codec of the recipe, or train with a recipe of {own}.{same}"
             )
 
     def _misfits(self, recipe: Recipe, codec: Codec | None) -> Iterator[str]:
@@ -190,13 +195,13 @@ class LatentManifest:
             raise ValueError(f"{path} is no manifest of latents: {error}") from error
 
     def claim(self, folder: Path) -> None:
-        """Write the manifest into a folder, or compare it with the one that is there.
+        """Write the manifest into a folder, or compare it with the one that is there; names may differ.
 
         Raises:
             ValueError: the folder holds other latents; the message names the entries that differ.
             OSError: it cannot be written.
         """
-        claim(folder / MANIFEST, self.to_dict(), shards=SHARDS, what="other latents")
+        claim(folder / MANIFEST, self.to_dict(), shards=SHARDS, what="other latents", names=_NAMES)
 
 
 #: Entries for people, which can be corrected by hand.
@@ -204,8 +209,17 @@ _NAMES = ("source_name", "label_names", "codec")
 
 
 def has_latents(folder: str | Path) -> bool:
-    """Whether a folder was filled by `ditzoo encode`, be it only in part."""
-    return (Path(folder) / MANIFEST).is_file()
+    """Whether a folder was filled by `ditzoo encode`, be it only in part.
+
+    Other programs have files of this name, too, in folders of images.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        return "source_fingerprint" in path.read_text(encoding="utf-8", errors="replace") or any(
+            path.parent.glob(SHARDS)
+        )
+    except OSError:
+        return False
 
 
 def _check(manifest: LatentManifest, name: str, kind: type, least: float = -math.inf) -> None:

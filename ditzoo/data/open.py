@@ -10,11 +10,11 @@ from ditzoo.data.digits import Digits
 from ditzoo.data.folders import ImageFolder
 from ditzoo.data.hub import HubImages, HubStream
 from ditzoo.data.image_source import MAX_UNREADABLE
+from ditzoo.data.latents import LatentCache
+from ditzoo.data.manifest import has_latents
 from ditzoo.data.source import Source
 from ditzoo.data.tars import TarFiles
 
-#: What makes a folder one of cached latents.
-LATENTS_MANIFEST = "manifest.json"
 _HUB, _STREAM = "hf:", "hf-stream:"
 _KINDS = (
     "'digits', a folder of images or of cached latents, tar files ('data/*.tar', 'data-{0000..0146}.tar'), or a data "
@@ -31,6 +31,7 @@ def open_source(
     max_unreadable: int = MAX_UNREADABLE,
     buckets: Sequence[Size] | None = None,
     labels: bool = True,
+    sample_posterior: bool = True,
 ) -> Source:
     """The data set that `spec` names.
 
@@ -47,16 +48,18 @@ def open_source(
         flip: mirror half of the samples left to right.
         max_unreadable: unreadable files above which loading ends with an error.
         buckets: (height, width) of crops in place of the square.
-        labels: False leaves labels out, where the data set has them.
+        labels: False leaves those of images out; digits and latents keep theirs.
+        sample_posterior: of latents, see `ditzoo.data.LatentCache`.
 
     Raises:
         FileNotFoundError: there is no such file or folder; the message names the kinds of data.
-        ValueError: no size where one is needed, another than that of the digits, or what the data set itself refuses.
+        ValueError: no size where one is needed, one where the data set has its own, or what the data set itself
+            refuses.
     """
-    if spec.partition(":")[0] == "digits":
+    if is_digits(spec):
         return _open_digits(spec, size, channels, flip, buckets)
-    if (Path(spec) / LATENTS_MANIFEST).is_file():
-        return _open_latents(spec, flip)
+    if has_latents(spec):
+        return _open_latents(spec, size, channels, flip, buckets, sample_posterior)
     if size is None:
         raise ValueError(f"the images of {spec} have no size of their own; set size, such as size=256.")
     channels = 3 if channels is None else channels
@@ -85,6 +88,16 @@ def open_source(
     )
 
 
+def is_digits(spec: str) -> bool:
+    """Whether the digits are named, or a part of them."""
+    return spec.partition(":")[0] == "digits"
+
+
+def has_own_size(spec: str) -> bool:
+    """Whether the samples have a size and channels that no option changes: digits and latents."""
+    return is_digits(spec) or has_latents(spec)
+
+
 def _open_digits(
     spec: str, size: int | None, channels: int | None, flip: bool, buckets: Sequence[Size] | None
 ) -> Digits:
@@ -97,7 +110,17 @@ def _open_digits(
     return Digits(split, flip=flip)  # type: ignore[arg-type]  # it names the valid splits
 
 
-def _open_latents(spec: str, flip: bool) -> Source:
-    from ditzoo.data.latents import LatentCache
-
-    return LatentCache(spec, flip=flip)
+def _open_latents(
+    spec: str,
+    size: int | None,
+    channels: int | None,
+    flip: bool,
+    buckets: Sequence[Size] | None,
+    sample_posterior: bool,
+) -> LatentCache:
+    given = {"size": size, "channels": channels, "buckets": buckets}
+    if names := [name for name, value in given.items() if value is not None]:
+        raise ValueError(
+            f"{spec} holds latents, whose images were read before: leave {' and '.join(names)} out, or encode anew."
+        )
+    return LatentCache(spec, flip=flip, sample_posterior=sample_posterior)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ def write_parquet(cache: LatentCache, out: str | Path) -> None:
         path = folder / _name(manifest, number)
         if not path.exists():
             rows = _rows(manifest, read_shard(cache.path, manifest, number))
-            with writing(path) as temporary:
+            with writing(path) as temporary, _without_bars(datasets):
                 datasets.Dataset.from_dict(rows, features=features).to_parquet(str(temporary))
 
 
@@ -77,6 +79,18 @@ def _datasets() -> Any:
     except ImportError as error:
         raise ImportError('data sets of the Hub need the library datasets: pip install "ditzoo[train]"') from error
     return datasets
+
+
+@contextmanager
+def _without_bars(datasets: Any) -> Iterator[None]:
+    """The library draws one a file."""
+    was_disabled = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not was_disabled:
+            datasets.enable_progress_bars()
 
 
 def _columns(manifest: LatentManifest) -> list[str]:

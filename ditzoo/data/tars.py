@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ditzoo.data.buckets import Size
-from ditzoo.data.image_source import MAX_UNREADABLE, ImageSource, Names, check_image_options
+from ditzoo.data.image_source import LEAVE_LABELS_OUT, MAX_UNREADABLE, ImageSource, Names, check_image_options
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _LABELS = ("cls", "json")
@@ -227,7 +227,7 @@ def _labels(samples: Sequence[_Sample], paths: Sequence[str]) -> Tensor | None:
         without = next(sample for sample in samples if sample.label is None)
         raise ValueError(
             f"{len(samples) - len(with_label)} of {len(samples)} samples have no class, such as {without.member} of "
-            f"{paths[without.tar]}; add the missing .cls members, or train without labels (labels=False)."
+            f"{paths[without.tar]}; add the missing .cls members, or {LEAVE_LABELS_OUT}."
         )
     return torch.tensor([sample.label for sample in with_label]) if with_label else None
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ditzoo.media.files import writing
 
 
-def claim(path: Path, content: Mapping[str, Any], *, shards: str, what: str) -> dict[str, Any]:
+def claim(
+    path: Path, content: Mapping[str, Any], *, shards: str, what: str, names: Collection[str] = ()
+) -> dict[str, Any]:
     """Write a folder's JSON file, or compare with the one that is there.
 
     Args:
@@ -18,6 +20,7 @@ def claim(path: Path, content: Mapping[str, Any], *, shards: str, what: str) -> 
         content: JSON-safe.
         shards: pattern of the files in the folder that are nothing without this one.
         what: is in the folder, for messages: `"samples of another job"`.
+        names: entries that are for people, and may differ.
 
     Returns:
         What the file holds, where 4.0 may stand for 4.
@@ -39,7 +42,10 @@ def claim(path: Path, content: Mapping[str, Any], *, shards: str, what: str) -> 
         with writing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     there = read(path)
-    if differing := list(_differences(there, json.loads(text))):
+    then, now = (
+        {key: value for key, value in entries.items() if key not in names} for entries in (there, json.loads(text))
+    )
+    if differing := list(_differences(then, now)):
         raise ValueError(
             f"{path.parent} holds {what}: {'; '.join(differing)}. Give another folder, or remove this one."
         )

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from ditzoo.data.encode import Progress, encode
-from ditzoo.data.manifest import LatentDtype
-from ditzoo.data.open import open_source
+from ditzoo.data.image_source import MAX_UNREADABLE
+from ditzoo.data.manifest import MANIFEST, LatentDtype
+from ditzoo.data.open import has_own_size, is_digits, open_source
 from ditzoo.media import Codec, PixelCodec, load_codec, load_codec_for_recipe
 from ditzoo.pipeline.jobs import device_of_launcher, process_of_launcher
 from ditzoo.registry import model_info
@@ -37,7 +38,8 @@ class EncodeCommand:
     batch_size: int = 32
     shard_size: int | None = None
     num_workers: int = 0
-    max_unreadable: int = 10
+    max_unreadable: int = MAX_UNREADABLE
+    labels: bool = True
     slicing: bool = False
     device: str = "cpu"
     codec_dtype: str = "float32"
@@ -46,15 +48,22 @@ class EncodeCommand:
         """Encode; the lines to print.
 
         Raises:
-            ValueError, OSError, ImportError: as `load_codec`, `open_source` and `encode`; no codec, or two
-                scales.
+            ValueError, OSError, ImportError: as `load_codec`, `open_source` and `encode`; no codec, two scales, or a
+                place for latents inside of the images.
             FloatingPointError: as `encode`.
         """
+        self._check_out()
         codec = self._codec()
-        size = self.size
-        if size is None and self.model is not None:
+        size, channels, own = self.size, codec.image_channels, has_own_size(self.data)
+        if size is None and self.model is not None and not own:
             size = model_info(self.model).config["input_size"] * codec.downsampling
-        source = open_source(self.data, size=size, channels=codec.image_channels, max_unreadable=self.max_unreadable)
+        source = open_source(
+            self.data,
+            size=size,
+            channels=None if own else channels,
+            max_unreadable=self.max_unreadable,
+            labels=self.labels,
+        )
         encoded = encode(
             source,
             codec,
@@ -77,6 +86,28 @@ class EncodeCommand:
             else f"; {self.out} is complete."
         )
 
+        if hint := self._hint(codec):
+            yield hint
+
+    def _check_out(self) -> None:
+        images, out = Path(self.data).resolve(), self.out.resolve()
+        if images.is_dir() and images in (out, *out.parents):
+            raise ValueError(
+                f"{self.out} is in the folder of the images, {self.data}; give one outside for the latents."
+            )
+
+    def _hint(self, codec: Codec) -> str | None:
+        """What to know of an autoencoder that a model's recipe has under another name."""
+        recipe = None if self.model is None else model_info(self.model).recipe
+        name = self.codec_name or codec.name
+        if recipe is None or recipe.latent_codec in (None, name) or isinstance(codec, PixelCodec):
+            return None
+        return (
+            f"These are latents of {name}, while the recipe of {self.model} names {recipe.latent_codec}. If the one is "
+            f"a copy of the other, train with --codec {name}, by which weights are compared, or correct the codec in "
+            f"{self.out / MANIFEST}; --codec-name says so at once."
+        )
+
     def _codec(self) -> Codec:
         recipe = None if self.model is None else model_info(self.model).recipe
         if recipe is not None and (self.scale, self.shift) != (None, None):
@@ -88,7 +119,7 @@ class EncodeCommand:
                 f"folder or the Hub, such as stabilityai/sd-vae-ft-ema, and --codec {PIXELS} keeps images as they are."
             )
         if place == PIXELS:
-            return PixelCodec(1 if self.data.startswith("digits") else 3)
+            return PixelCodec(1 if is_digits(self.data) else 3)
         options: dict[str, Any] = {
             "device": device_of_launcher(self.device),
             "dtype": getattr(torch, self.codec_dtype),

@@ -58,27 +58,21 @@ def open_data(config: RunConfig, network: DiffusionTransformer) -> Source:
         ValueError: where the settings name no data, or what does not fit them.
         OSError: for data that is not there.
     """
-    from ditzoo.data.latents import LatentCache
-    from ditzoo.data.manifest import has_latents
-    from ditzoo.data.open import open_source
+    from ditzoo.data.open import has_own_size, open_source
 
     spec = config.data
     if spec is None:
         raise ValueError(f"data is not given, and preset {config.preset!r} does not know where yours lies; set data.")
-    if has_latents(spec):
-        if config.size is not None or config.buckets:
-            name = "buckets" if config.size is None else "size"
-            raise ValueError(f"{name} crops images, and {spec} holds latents; leave it out, or encode with it.")
-        return LatentCache(spec, flip=config.flip, sample_posterior=config.sample_posterior)
-    is_digits = spec.partition(":")[0] == "digits"
+    own = has_own_size(spec)
     return open_source(
         spec,
-        size=config.size if is_digits else config.size or network.input_size,
-        channels=network.in_channels if network.in_channels in _COLOURS and not is_digits else None,
+        size=config.size if own or config.size else network.input_size,
+        channels=network.in_channels if network.in_channels in _COLOURS and not own else None,
         flip=config.flip,
         max_unreadable=config.max_unreadable,
         buckets=config.bucket_sizes() or None,
         labels=config.num_classes != 0,
+        sample_posterior=config.sample_posterior,
     )
 
 

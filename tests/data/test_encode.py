@@ -176,6 +176,14 @@ def test_the_codec_of_another_encoder_scale_or_source(tmp_path):
         made_by(ToyCodec(), Squares(), tmp_path, shard_size=5)
 
 
+def test_a_job_goes_on_where_images_and_codec_have_other_names(tmp_path):
+    made(tmp_path)
+    squares = Squares()
+    squares.name = "squares in another place"
+    assert made_by(ToyCodec(), squares, tmp_path, codec_name="/copy") == Encoded(0, 0, ())
+    assert (LatentCache(tmp_path).manifest.source_name, LatentCache(tmp_path).manifest.codec) == ("squares", "toys/toy")
+
+
 def test_two_autoencoders_of_one_name(tmp_path):
     needs_diffusers()
     images = TensorSource(torch.zeros(2, 3, 8, 8), None, fingerprint="black")
@@ -199,6 +207,8 @@ def test_sources_that_cannot_be_encoded(tmp_path):
         with pytest.raises(ValueError, match=text):
             made_by(ToyCodec(), wrong, tmp_path)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="cache holds latents already; name the images"):
+        made_by(ToyCodec(), made(tmp_path / "cache"), tmp_path / "again")
 
 
 def test_images_of_several_sizes(tmp_path):

@@ -149,9 +149,16 @@ def test_the_recipe_of_the_cache_fits(tmp_path):
     ("change", "text"),
     [
         ({"latent_codec": "a/b"}, r"do not fit the recipe: latent_codec is 'toys/toy', the recipe has 'a/b'\. Encode"),
+        (
+            {"latent_codec": "a/b"},
+            r"Only where the two are the same autoencoder, name it as codec, .* in manifest\.json",
+        ),
         ({"latent_codec": None}, "latent_codec is 'toys/toy', the recipe has None"),
         ({"latent_scale": 0.18215}, r"recipe: latent_scale is 0\.5, the recipe has 0\.18215\. Encode the images again"),
-        ({"latent_shift": 0.0}, r"latent_shift is 0\.25, the recipe has 0\. .* train with a recipe of latent_codec="),
+        (
+            {"latent_shift": 0.0},
+            r"latent_shift is 0\.25, the recipe has 0\. .* or train with a recipe of .*, latent_shift=0\.25\.$",
+        ),
         (
             {"latent_codec": "a/b", "latent_scale": 1.0},
             "latent_codec is 'toys/toy', the recipe has 'a/b'; latent_scale is 0.5, the recipe has 1",
@@ -180,6 +187,7 @@ def test_a_corrected_name_leaves_the_cache_whole(tmp_path):
     path = tmp_path / "manifest.json"
     path.write_text(path.read_text().replace("/home/copy", "toys/toy"))
     LatentCache(tmp_path).check_fits(RECIPE)
+    made(tmp_path, codec_name="/home/copy").check_fits(RECIPE)
 
 
 # Folders that are no caches, or broken ones.

@@ -1,10 +1,13 @@
 """A data set by its name."""
 
+import shutil
+
 import datasets
 import pytest
 from huggingface_hub import constants
 
-from ditzoo.data import Digits, HubImages, HubStream, ImageFolder, TarFiles, open_source
+from ditzoo.data import Digits, HubImages, HubStream, ImageFolder, LatentCache, TarFiles, open_source
+from tests.data.latents import made
 from tests.data.test_tars import samples, write_tar
 
 
@@ -31,6 +34,23 @@ def test_folders_and_tars_are_told_apart(pictures, tmp_path):
         source = open_source(spec, size=8)
         assert isinstance(source, TarFiles)
         assert (len(source), source.num_classes) == (3, 3)
+
+
+def test_latents_have_a_size_of_their_own(tmp_path):
+    made(tmp_path, flip=True)
+    source = open_source(str(tmp_path), flip=True, sample_posterior=False)
+    assert isinstance(source, LatentCache)
+    assert (source.flip, source.sample_posterior, open_source(str(tmp_path)).sample_posterior) == (True, False, True)
+    with pytest.raises(ValueError, match="holds latents, whose images were read before: leave size and channels out"):
+        open_source(str(tmp_path), size=8, channels=1)
+    with pytest.raises(ValueError, match="leave buckets out"):
+        open_source(str(tmp_path), buckets=[(8, 8)])
+
+
+def test_a_manifest_of_another_program_leaves_images_what_they_are(pictures, tmp_path):
+    folder = shutil.copytree(pictures, tmp_path / "pictures")
+    (folder / "manifest.json").write_text('{"name": "an app"}')
+    assert isinstance(open_source(str(folder), size=8), ImageFolder)
 
 
 def test_data_sets_of_the_hub_are_told_by_their_prefix(pictures, monkeypatch, tmp_path):

@@ -52,6 +52,18 @@ def test_the_library_loads_it(tmp_path):
     assert "by toys/toy: mean and log-variance of\n(code - 0.25) * 0.5." in (tmp_path / "hub" / "README.md").read_text()
 
 
+def test_no_bars_of_progress_are_drawn(tmp_path, capfd):
+    write_parquet(made(tmp_path / "cache"), tmp_path / "hub")
+    assert capfd.readouterr().err == ""
+    assert not datasets.are_progress_bars_disabled()
+
+
+def test_training_says_how_to_read_it(tmp_path):
+    write_parquet(made(tmp_path / "cache"), tmp_path / "hub")
+    with pytest.raises(ValueError, match=r"as a data set of the Hub; make a folder .*read_parquet\('.*/hub', OUT\)"):
+        LatentCache(tmp_path / "hub")
+
+
 def test_missing_files_are_written_again(tmp_path):
     cache = made(tmp_path / "cache")
     write_parquet(cache, tmp_path / "hub")

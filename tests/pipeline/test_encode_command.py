@@ -69,6 +69,33 @@ def test_the_size_is_that_of_the_model(tmp_path, pictures):
     assert LatentCache(tmp_path / "cache").manifest.image_shape == (3, 64, 64)
 
 
+def test_latents_of_another_autoencoder_than_the_recipe_names_are_told(tmp_path, pictures):
+    needs_diffusers()
+    vae, out = tmp_path / "vae", tmp_path / "cache"
+    small_kl(scaling_factor=0.18215).save_pretrained(vae)
+    lines = encode(pictures, out, "--model", "dit_s_2", "--codec", vae, "--size", 16).stdout.splitlines()
+    assert lines[1].startswith(
+        f"These are latents of {vae}, while the recipe of dit_s_2 names stabilityai/sd-vae-ft-ema. If the one is a "
+        f"copy of the other, train with --codec {vae},"
+    )
+    LatentCache(out).check_fits(model_info("dit_s_2").recipe, codec=load_codec(vae, scale=0.18215))
+
+
+def test_images_are_told_from_digits_and_labels_left_out(tmp_path, pictures):
+    folder = pictures.rename(tmp_path / "digits_in_colour")
+    encode(folder, tmp_path / "cache", "--codec", "pixels", "--size", 8, "--no-labels")
+    cache = LatentCache(tmp_path / "cache")
+    assert (cache.shape, cache.num_classes) == ((3, 8, 8), 0)
+
+
+@pytest.mark.parametrize("out", ["pictures", "pictures/latents"])
+def test_latents_and_images_have_folders_of_their_own(tmp_path, pictures, out):
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=f"{out} is in the folder of the images, .*pictures; give one outside"):
+        encode(pictures, tmp_path / out, "--codec", "pixels", "--size", 8)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_process_of_several(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
