@@ -136,7 +136,16 @@ def small_suite(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_suite")
-def test_bench_quick_prints_the_table_and_says_when_all_is_done(tmp_path: Path) -> None:
+def test_bench_quick_prints_the_table_and_says_when_all_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def without_workers(*arguments: object, num_workers: int | None) -> None:
+        asked.append(num_workers)
+        runner.run_quick(*arguments, num_workers=0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("ditzoo.bench.run_quick", without_workers)
     arguments = ("bench", "quick", "--models", "uvit_ti_2", "--images", "32", "--out", str(tmp_path / "out"))
     first = run(*arguments)
     assert first.exit_code == 0, first.output
@@ -145,6 +154,7 @@ def test_bench_quick_prints_the_table_and_says_when_all_is_done(tmp_path: Path) 
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "results.jsonl", "report.md", "comparison.png", "samples.png", "samples", "models",
     }  # fmt: skip
+    assert asked == [None]  # a worker for each core
     second = run(*arguments)
     assert "Finished earlier" in second.output
     assert "uvit_ti_2" in second.output

@@ -53,6 +53,12 @@ def shallow(name: str) -> dict[str, Any]:
     return {**of_depth(name, 3 if masked else 2), **({"decode_layer": 1} if masked else {})}
 
 
+def narrow(name: str) -> dict[str, Any]:
+    """Options for a network of few blocks and small width, where that is an option."""
+    width = {"hidden_size": 64, "num_heads": 4} if "depth" in ditzoo.model_info(name).config else {}
+    return {**shallow(name), **width}
+
+
 def distinct(names: Iterable[str], options: Callable[[str], dict[str, Any]] = lambda name: {}) -> list[str]:
     """One name for each of the networks that the names are with these options."""
     found: dict[str, str] = {}

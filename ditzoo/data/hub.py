@@ -178,6 +178,10 @@ class HubStream(ImageSource):
             buckets=None,
         )
 
+    def some_indices(self, count: int) -> list[int]:
+        """The first ones, without reading the whole stream: it should be in random order."""
+        return list(range(count))
+
     def order(self, seed: int, batch_size: int) -> Order:
         """See `Source`."""
         return BlockShuffle(len(self), seed, self._block_size)

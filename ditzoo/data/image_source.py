@@ -111,8 +111,8 @@ class ImageSource(Source):
         sizes = {self._size(index) for index in indices}
         if len(sizes) > 1:
             raise ValueError(
-                f"samples of the sizes {sorted(sizes)} cannot be put into one batch; with buckets, batches must begin "
-                "at multiples of batch_size: resume with the batch_size that the run began with."
+                f"samples of the sizes {sorted(sizes)} cannot be put into one batch; with buckets, load the indices "
+                "that order(seed, batch_size) gives for batches that begin at multiples of batch_size."
             )
         messages: list[str] = []
         images, labels = [], []

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,18 +49,19 @@ def batches(
     accumulation: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The micro-batches of one process, in order: `accumulation` of them a step.
 
-    A step sees the running numbers of its batch, of which process r of W takes the r-th contiguous part, cut again into
-    `accumulation` contiguous parts. What is in a micro-batch depends on the numbers and the seed alone.
+    A step sees the running numbers of its batch, which begins at a multiple of `batch_size`; process r of W takes the
+    r-th contiguous part of it, cut again into `accumulation` contiguous parts. What is in a micro-batch depends on the
+    numbers and the seed alone.
 
     Args:
         source: what to read.
         seed: of the run.
         batch_size: of all processes and micro-batches together.
-        start: images seen before.
-        stop: images to have seen at the end; the last batch is smaller where it is not a multiple away.
+        start: images seen before; the first batch is smaller where it is no multiple of `batch_size`.
+        stop: images to have seen at the end; the last batch is smaller likewise.
         rank, world: of this process, and the number of processes.
         accumulation: micro-batches that a process cuts its part into.
         num_workers: processes that load ahead; 0 loads here, when a batch is asked for.
@@ -77,6 +78,11 @@ def batches(
         num_workers = min(num_workers, source.max_workers)
     pin_memory = pin_memory and torch.cuda.is_available()
     return _batches(source, seed, plan, num_workers, pin_memory)
+
+
+def next_step_end(seen: int, stop: int, batch_size: int) -> int:
+    """Images seen after the next step: batches end at multiples of their size, and where training ends."""
+    return min(seen - seen % batch_size + batch_size, stop)
 
 
 @dataclass(frozen=True)
@@ -103,11 +109,15 @@ class _Plan:
                 f"batch_size ({self.batch_size}) must be a multiple of {self.num_parts}, which is {self.world} "
                 f"processes times accumulation ({self.accumulation}): {self._nearest(self.batch_size)}."
             )
-        rest = (self.stop - self.start) % self.batch_size % self.num_parts
-        if rest:
+        among = f"cannot be cut evenly over {self.world} processes times accumulation ({self.accumulation})"
+        if self.stop % self.num_parts:
             raise ValueError(
-                f"the last batch cannot be cut evenly over {self.world} processes times accumulation "
-                f"({self.accumulation}): set num_images to {self._nearest(self.stop, rest)} instead of {self.stop}."
+                f"the last batch {among}: set num_images to {self._nearest(self.stop)} instead of {self.stop}."
+            )
+        if self.start % self.num_parts:
+            raise ValueError(
+                f"what is left of the batch in which training stopped, at {self.start} images, {among}: go on with "
+                "as many as before."
             )
 
     @property
@@ -117,19 +127,24 @@ class _Plan:
 
     def __iter__(self) -> Iterator[range]:
         """The running numbers of each micro-batch."""
-        for first in range(self.start, self.stop, self.batch_size):
-            part = (min(first + self.batch_size, self.stop) - first) // self.num_parts
+        first = self.start
+        while first < self.stop:
+            end = next_step_end(first, self.stop, self.batch_size)
+            part = (end - first) // self.num_parts
             for place in range(self.rank * self.accumulation, (self.rank + 1) * self.accumulation):
                 yield range(first + place * part, first + (place + 1) * part)
+            first = end
 
-    def _nearest(self, number: int, rest: int | None = None) -> str:
+    def _nearest(self, number: int) -> str:
         """Numbers that leave no rest, below and above."""
-        rest = number % self.num_parts if rest is None else rest
-        below, above = number - rest, number - rest + self.num_parts
+        below = number - number % self.num_parts
+        above = below + self.num_parts
         return f"{below} or {above}" if below > 0 else f"{above}"
 
 
-def _batches(source: Source, seed: int, plan: _Plan, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
+def _batches(
+    source: Source, seed: int, plan: _Plan, num_workers: int, pin_memory: bool
+) -> Generator[Batch, None, None]:
     # Each worker counts what it could not read; here are the files of all of them.
     unreadable = UnreadableFiles(source.name, source.max_unreadable)
     load = _load_here if num_workers == 0 else _load_in_workers

@@ -73,6 +73,14 @@ class Source(ABC):
             OSError, ValueError: where too many samples cannot be read.
         """
 
+    def some_indices(self, count: int) -> list[int]:
+        """Samples that stand for all: evenly spaced.
+
+        Args:
+            count: from 1 to len.
+        """
+        return [place * len(self) // count for place in range(count)]
+
     def order(self, seed: int, batch_size: int) -> Order:
         """The order in which training sees the samples: each epoch a shuffle of its own.
 

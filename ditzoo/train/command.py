@@ -122,8 +122,9 @@ def dry_run_lines(config: RunConfig) -> list[tuple[str, str]]:
     from ditzoo.data.latents import LatentCache
     from ditzoo.pipeline.jobs import process_of_launcher
     from ditzoo.train.estimate import estimate
-    from ditzoo.train.finetune import freeze
+    from ditzoo.train.finetune import add_lora, freeze
     from ditzoo.train.network import meta_network, network_options, open_data, run_recipe
+    from ditzoo.train.optimizers import optimizer_arguments
 
     network = meta_network(config, None if config.num_classes is None else {"num_classes": config.num_classes})
     samples, data, latents = None, "not given: set data", network.details.recipe is not None
@@ -136,10 +137,13 @@ def dry_run_lines(config: RunConfig) -> list[tuple[str, str]]:
     elif config.preset is not None:
         preset = get_preset(config.preset)
         samples, data = preset.num_samples, f"not given: set data; the authors': {preset.data}"
+    if config.lora_rank:
+        add_lora(network, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets or None)
     if config.freeze:
         freeze(network, config.freeze)
     recipe = run_recipe(config, network, latents=latents)
     processes = process_of_launcher()[1]
+    optimizer_arguments(config)
     cost = estimate(config, network, num_samples=samples, processes=processes)
     masked = "" if recipe.mask_ratio is None else f", {recipe.mask_ratio:g} of the tokens masked in a second pass"
     return [
@@ -178,7 +182,7 @@ def _memory(memory: Memory, processes: int) -> str:
 def _notes(config: RunConfig) -> list[str]:
     notes = list(get_preset(config.preset).notes) if config.preset is not None else []
     if config.lora_rank:
-        notes.append("Counted as if all weights trained: low-rank updates need less memory.")
+        notes.append("What loading resizes, such as the label table for other classes, trains too and is not counted.")
     return notes
 
 

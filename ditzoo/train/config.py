@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ditzoo.recipe import Guidance, Recipe
 from ditzoo.train.options import TrainOptions
-from ditzoo.train.settings import checked_mapping, coerced, did_you_mean, field_docs, field_types
+from ditzoo.train.settings import checked_mapping, coerced, did_you_mean, field_docs, field_types, load_yaml
 
 Features = Literal["auto", "digits", "inception"]
 Tracker = Literal["tensorboard", "wandb"]
@@ -116,7 +116,7 @@ class RunConfig(TrainOptions):
     keep_last: int = field(default=2, metadata=_FREE)
     """newest checkpoints that are kept"""
     keep_every: int = field(default=0, metadata=_FREE)
-    """also keep, for good, the checkpoints at multiples of so many images; 0 keeps none"""
+    """also keep, for good, the first checkpoint at or after each multiple of so many images; 0 keeps none"""
     trackers: tuple[Tracker, ...] = field(default=(), metadata=_FREE)
     """where metrics are sent besides metrics.jsonl: `"tensorboard"`, `"wandb"`"""
     spike_factor: float = field(default=10.0, metadata=_FREE)
@@ -156,6 +156,15 @@ class RunConfig(TrainOptions):
         if not self.lora_rank and (self.lora_alpha is not None or self.lora_targets):
             name = "lora_targets" if self.lora_alpha is None else "lora_alpha"
             raise ValueError(f"{name} is of low-rank updates, and lora_rank is 0: set lora_rank, such as 8.")
+        if self.lora_rank and self.from_weights is None:
+            raise ValueError(
+                f"lora_rank is {self.lora_rank}: low-rank updates change weights that there are, and from_weights "
+                "(--from) is not given."
+            )
+        if len(self.buckets) > 1 and self.evaluate_every:
+            raise ValueError(
+                "evaluate_every compares images of one size, and buckets makes several; set one of them to 0 or none."
+            )
         if self.buckets and self.size is not None:
             raise ValueError(f"size ({self.size}) and buckets both say how images are cropped; leave one out.")
         if self.precision == "float16" and (self.device or "").startswith("cpu"):
@@ -264,16 +273,12 @@ def make_config(given: Mapping[str, Any] | None = None, *, file: str | Path | No
     """
     from ditzoo.train.presets import get_preset
 
-    given = dict(given or {})
-    check_names(given)
+    given = _typed(dict(given or {}))
     written = {} if file is None else read_yaml(file)
     name = given.get("preset", written.get("preset"))
-    layers = [{} if name is None else get_preset(name).settings(), written, given]
-    types = field_types(RunConfig)
     merged: dict[str, Any] = {}
-    for layer in layers:
+    for layer in ({} if name is None else _typed(get_preset(name).settings()), written, given):
         for setting, value in layer.items():
-            value = coerced(setting, value, types[setting])
             merged[setting] = _joined(merged.get(setting, {}), value) if isinstance(value, Mapping) else value
     return RunConfig(**merged)
 
@@ -282,23 +287,29 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     """Settings in a YAML file.
 
     Raises:
-        ValueError: for a file that is no YAML, or has a setting that does not exist.
+        ValueError: for a file that is no YAML, or has a setting that does not exist or no value of a setting.
+        TypeError: for a value of the wrong type. Both name the file.
         OSError: for a file that cannot be read.
     """
     import yaml
 
     try:
-        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        values = load_yaml(Path(file).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{os.fspath(file)} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values or {}, Mapping):
         raise ValueError(f"{os.fspath(file)} must hold lines such as `batch_size: 256`, got {values!r:.60}.")
-    values = dict(values or {})
     try:
-        check_names(values)
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(file)}: {error}") from error
-    return values
+        return _typed(dict(values or {}))
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{os.fspath(file)}: {error}") from error
+
+
+def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Each value as the type of its setting."""
+    check_names(values)
+    types = field_types(RunConfig)
+    return {name: coerced(name, value, types[name]) for name, value in values.items()}
 
 
 def check_names(values: Mapping[str, Any]) -> None:

@@ -158,10 +158,15 @@ class Devices:
         optimizer.zero_grad()
         return stepped
 
+    @property
+    def may_overflow(self) -> bool:
+        """Whether gradients that are not finite may come of float16's scale alone, which `step` then makes smaller."""
+        return self._scaler is not None and self._scaler.get_scale() > 1
+
     def skip(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave a step out: drop its gradients, after `gradient_norm`."""
         if self._scaler is not None:
-            self._scaler.update(self._scaler.get_scale() * self._scaler.get_backoff_factor())
+            self._scaler.update(max(1.0, self._scaler.get_scale() * self._scaler.get_backoff_factor()))
         optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from ditzoo.layers import random_token_mask
 from ditzoo.metrics import count_macs
 from ditzoo.models import DiffusionTransformer
 from ditzoo.train.config import RunConfig
+from ditzoo.train.precision import keep_norms_in_float32
 
 _FLOAT32 = 4
 #: Tensors as large as the weights that an optimiser keeps; two for those not named.
@@ -32,7 +34,7 @@ class Memory:
         weights: 4 bytes a parameter.
         gradients: 4 bytes a parameter that trains.
         optimizer: 4 bytes for each state of each of them; AdamW has two.
-        averages: 4 bytes a parameter for the moving average and for each profile.
+        averages: 4 bytes a parameter that trains, for the moving average and for each profile.
         casts: copies of weights in half precision; none in float32.
         activations: what autograd keeps of a micro-batch until the backward pass, counted operation by operation; under
             gradient checkpointing the inputs of the blocks and, once, what a block keeps.
@@ -91,64 +93,75 @@ def estimate(
 ) -> Estimate:
     """What the run will cost.
 
-    Frozen weights are counted as if they trained where the settings freeze by pattern or train low-rank updates: those
-    runs need less.
-
     Args:
         config: the settings.
-        network: on the meta device, from `meta_network`.
+        network: on the meta device, from `meta_network`, with what is frozen and the adapters of low-rank updates.
         num_samples: of the data, one epoch.
         processes: that share a batch; under FSDP they share weights, gradients, averages and the optimiser's state too.
     """
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     total = sum(p.numel() for p in network.parameters())
+    mask_ratio = config.recipe.get("mask_ratio", network.config.get("mask_ratio"))  # as `run_recipe` has it
     passes = [count_macs(network).gmacs]
-    ratio = network.config.get("mask_ratio")
-    if ratio is not None:
-        passes.append(count_macs(network, mask=_mask(network, 1, torch.device("meta"))).gmacs)
+    if mask_ratio is not None:
+        passes.append(count_macs(network, mask=_mask(network, 1, mask_ratio, torch.device("meta"))).gmacs)
     return Estimate(
         num_params=total,
         num_trained=trained,
         gmacs=passes[0],
-        training_gmacs=3 * sum(passes) + (passes[0] if config.grad_checkpointing else 0),
-        memory=_memory(config, network, total, trained, processes),
+        training_gmacs=(4 if config.grad_checkpointing else 3) * sum(passes),
+        memory=_memory(config, network, mask_ratio, processes),
         num_images=config.num_images,
         num_steps=-(-config.num_images // config.batch_size),
         num_epochs=config.num_images / num_samples if num_samples else None,
     )
 
 
-def _memory(config: RunConfig, network: DiffusionTransformer, total: int, trained: int, processes: int) -> Memory:
+def _memory(config: RunConfig, network: DiffusionTransformer, mask_ratio: float | None, processes: int) -> Memory:
+    total = sum(p.numel() for p in network.parameters())
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     shards = processes if config.fsdp else 1
     micro_batch = max(1, config.batch_size // (processes * config.accumulation))
-    casts, kept = kept_for_backward(network, config.precision, checkpointing=config.grad_checkpointing)
+    casts, kept = kept_for_backward(
+        network, config.precision, mask_ratio=mask_ratio, checkpointing=config.grad_checkpointing
+    )
     return Memory(
         weights=_FLOAT32 * total // shards,
         gradients=_FLOAT32 * trained // shards,
         optimizer=_FLOAT32 * trained * _STATES.get(config.optimizer, 2) // shards,
-        averages=_FLOAT32 * total * (1 + len(config.ema_profiles)) // shards,
+        averages=_FLOAT32 * trained * (1 + len(config.ema_profiles)) // shards,
         casts=casts // shards,
         activations=kept * micro_batch,
         adds_up=config.accumulation > 1 or config.grad_checkpointing,
     )
 
 
-def kept_for_backward(network: DiffusionTransformer, precision: str, *, checkpointing: bool) -> tuple[int, int]:
+def kept_for_backward(
+    network: DiffusionTransformer, precision: str, *, mask_ratio: float | None, checkpointing: bool
+) -> tuple[int, int]:
     """Bytes that autograd keeps in a forward pass, or in MDT's two: for the weights, and for each image.
 
     Counted with tensors that have shapes and no values, once with one image and once with two.
     """
-    one, two = (_kept(network, count, precision, checkpointing) for count in (1, 2))
-    if checkpointing:
-        runs = len(network.block_names()) * (1 if network.config.get("mask_ratio") is None else 2)
-        one, two = (kept + _kept(network, count, precision, False) // runs for count, kept in ((1, one), (2, two)))
+
+    def kept(count: int) -> int:
+        found = _kept(network, count, precision, mask_ratio, checkpointing)
+        if checkpointing:
+            runs = len(network.block_names()) * (1 if mask_ratio is None else 2)
+            found += _kept(network, count, precision, mask_ratio, False) // runs
+        return found
+
+    one, two = kept(1), kept(2)
     return max(0, 2 * one - two), two - one
 
 
-def _kept(network: DiffusionTransformer, count: int, precision: str, checkpointing: bool) -> int:
-    with torch.device("meta"):
-        model = type(network)(**network.config)
+def _kept(
+    network: DiffusionTransformer, count: int, precision: str, mask_ratio: float | None, checkpointing: bool
+) -> int:
+    model = copy.deepcopy(network).to("meta").train()
     model.set_grad_checkpointing(checkpointing)
+    if precision != "float32":
+        keep_norms_in_float32(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -166,8 +179,8 @@ def _kept(network: DiffusionTransformer, count: int, precision: str, checkpointi
         outputs = []
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), _autocast(precision):
             outputs.append(model(x, t, y))
-            if model.config.get("mask_ratio") is not None:
-                outputs.append(model(x, t, y, mask=_mask(model, count, torch.device("cpu"))))
+            if mask_ratio is not None:
+                outputs.append(model(x, t, y, mask=_mask(model, count, mask_ratio, torch.device("cpu"))))
         return sum(storage.nbytes() for storage in kept.values())
 
 
@@ -180,7 +193,7 @@ def _autocast(precision: str) -> Iterator[None]:
         yield
 
 
-def _mask(network: DiffusionTransformer, count: int, device: torch.device) -> Any:
+def _mask(network: DiffusionTransformer, count: int, ratio: float, device: torch.device) -> Any:
     tokens = network.num_tokens()
     noise = torch.empty(count, tokens, device=device)
-    return random_token_mask(count, tokens, network.config["mask_ratio"], noise=noise)
+    return random_token_mask(count, tokens, ratio, noise=noise)

@@ -43,7 +43,7 @@ def start_model(
     text = str(origin)
     if num_classes is not None:
         options["num_classes"] = num_classes
-    is_name = not is_hub_name(text) and not Path(origin).exists() and not re.search(r"[/\\]", text)
+    is_name = _is_name(text)
     if is_name and (model is None or text.partition(".")[0] == model.partition(".")[0]):
         return registry.create(text, pretrained=True, **options)
     if is_name:
@@ -52,15 +52,31 @@ def start_model(
         )
     if model is not None:
         return registry.create(model, checkpoint=origin, **options)
+    check_origin(text)
     if is_hub_name(text):
         return registry.create(text, **options)
-    if not Path(origin).is_dir():
-        if Path(origin).is_file() or "://" in text:
-            raise ValueError(f"{text} is a file of weights, which does not say of which network: give its model too.")
-        raise FileNotFoundError(
-            f"there is no {text}: give a registry name, the folder of a run or of a saved model, or hf-hub:user/repo."
-        )
     return DiffusionTransformer.from_pretrained(model_folder(origin), **options)
+
+
+def check_origin(origin: str) -> None:
+    """That weights say of which network they are.
+
+    Raises:
+        ValueError: for a file or an address, which do not.
+        FileNotFoundError: for a folder that is not there.
+    """
+    if _is_name(origin) or is_hub_name(origin) or Path(origin).is_dir():
+        return
+    if Path(origin).is_file() or "://" in origin:
+        raise ValueError(f"{origin} is a file of weights, which does not say of which network: give its model too.")
+    raise FileNotFoundError(
+        f"there is no {origin}: give a registry name, the folder of a run or of a saved model, or hf-hub:user/repo."
+    )
+
+
+def _is_name(origin: str) -> bool:
+    """Whether it can be one of the registry."""
+    return not is_hub_name(origin) and not Path(origin).exists() and not re.search(r"[/\\]", origin)
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -68,7 +84,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
     Args:
         model: whose parameters of these names need no gradient afterwards.
-        patterns: of names, with shell wildcards, such as `"blocks.*"`.
+        patterns: of names, with shell wildcards, such as `"blocks.*"`. A layer with an adapter keeps its names.
 
     Returns:
         The names that the patterns match.
@@ -76,15 +92,18 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     Raises:
         ValueError: for a pattern that matches no parameter (near names are given), or if nothing is left to train.
     """
-    names = [name for name, _ in model.named_parameters()]
-    frozen = {name for pattern in patterns for name in _matching(pattern, names)}
-    rest = [name for name, each in model.named_parameters() if each.requires_grad and name not in frozen]
-    if not rest:
+    parameters = {_plain_name(name): parameter for name, parameter in model.named_parameters()}
+    frozen = {name for pattern in patterns for name in _matching(pattern, list(parameters))}
+    if not any(parameter.requires_grad and name not in frozen for name, parameter in parameters.items()):
         raise ValueError(f"freeze={', '.join(patterns) or 'none'} leaves no parameter to train: freeze fewer.")
-    for name, parameter in model.named_parameters():
-        if name in frozen:
-            parameter.requires_grad_(False)
-    return [name for name in names if name in frozen]
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    return [name for name in parameters if name in frozen]
+
+
+def _plain_name(name: str) -> str:
+    """Of a parameter in the model without adapters."""
+    return name.replace(".base_layer.", ".")
 
 
 def _matching(pattern: str, names: Sequence[str], what: str = "parameter") -> list[str]:
@@ -186,7 +205,7 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
         if ".lora_" in name:
             continue
         value = value.detach() + deltas[name].detach().to(value) if name in deltas else value.detach().clone()
-        state[name.replace(".base_layer.", ".")] = value
+        state[_plain_name(name)] = value
     return state
 
 

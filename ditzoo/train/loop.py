@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ditzoo.data.loader import Batch, batches
+from ditzoo.data.loader import Batch, batches, next_step_end
 from ditzoo.data.source import Source, TensorSource
 from ditzoo.diffusion import TrainingDraws, draw_training, make_process, training_terms
 from ditzoo.diffusion.draws import step_uniform
@@ -122,8 +122,8 @@ class Training:
         #: for reports of what went wrong
         self.newest_checkpoint: Path | None = None
 
-    def steps(self, source: Source, *, num_workers: int = 0) -> Iterator[Step]:
-        """Train, from where training is, to the number of images of the options.
+    def steps(self, source: Source, *, num_workers: int = 0) -> Generator[Step, None, None]:
+        """Train, from where training is, to the number of images of the options. Closing it ends what reads the data.
 
         Args:
             source: of images or latents.
@@ -147,40 +147,41 @@ class Training:
             pin_memory=devices.device.type == "cuda",
         )
         self.network.train()
-        while self.seen < options.num_images:
-            size = min(options.batch_size, options.num_images - self.seen)
+        with closing(micro_batches):
+            while self.seen < options.num_images:
+                end = next_step_end(self.seen, options.num_images, options.batch_size)
 
-            # Forward and backward, one micro-batch after the other.
-            found: list[dict[str, Tensor]] = []
-            unreadable: list[str] = []
-            for place in range(options.accumulation):
-                batch = next(micro_batches)
-                found.append(self._accumulate(batch, is_last=place == options.accumulation - 1))
-                unreadable += batch.unreadable
+                # Forward and backward, one micro-batch after the other.
+                found: list[dict[str, Tensor]] = []
+                unreadable: list[str] = []
+                for place in range(options.accumulation):
+                    batch = next(micro_batches)
+                    found.append(self._accumulate(batch, is_last=place == options.accumulation - 1))
+                    unreadable += batch.unreadable
 
-            # What all processes found: the loss, its terms, the norm of the gradients.
-            names = list(found[0])
-            grad_norm = devices.gradient_norm(self.optimizer, weights)
-            means = torch.stack([torch.stack([terms[name] for terms in found]).mean() for name in names])
-            values = devices.mean(torch.cat([means, grad_norm[None]])).tolist()
-            terms, norm = dict(zip(names, values, strict=False)), values[-1]
-            rate = options.learning_rate_at(self.seen)
+                # What all processes found: the loss, its terms, the norm of the gradients.
+                names = list(found[0])
+                grad_norm = devices.gradient_norm(self.optimizer, weights)
+                means = torch.stack([torch.stack([terms[name] for terms in found]).mean() for name in names])
+                values = devices.mean(torch.cat([means, grad_norm[None]])).tolist()
+                terms, norm = dict(zip(names, values, strict=False)), values[-1]
+                rate = options.learning_rate_at(self.seen)
 
-            # Update, unless a value is not finite.
-            if self._is_finite(terms, norm, rate, size):
-                devices.clip_gradients(weights, grad_norm, options.max_grad_norm)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
-                updated = devices.step(self.optimizer)
-            else:
-                devices.skip(self.optimizer)
-                updated = False
-            if updated:
-                self.averages.update(step=self.step, seen=self.seen + size, batch_size=size)
-            self.seen, self.step = self.seen + size, self.step + 1
-            yield Step(self.step, self.seen, terms, rate, norm, updated, tuple(unreadable))
-            if not self.network.training:  # who looked at samples in between
-                self.network.train()
+                # Update, unless a value is not finite.
+                if self._is_finite(terms, norm, rate, end):
+                    devices.clip_gradients(weights, grad_norm, options.max_grad_norm)
+                    for group in self.optimizer.param_groups:
+                        group["lr"] = rate
+                    updated = devices.step(self.optimizer)
+                else:
+                    devices.skip(self.optimizer)
+                    updated = False
+                if updated:
+                    self.averages.update(step=self.step, seen=end, batch_size=end - self.seen)
+                self.seen, self.step = end, self.step + 1
+                yield Step(self.step, self.seen, terms, rate, norm, updated, tuple(unreadable))
+                if not self.network.training:  # who looked at samples in between
+                    self.network.train()
 
     def _accumulate(self, batch: Batch, *, is_last: bool) -> dict[str, Tensor]:
         """Add a micro-batch's gradients; its terms, without gradients."""
@@ -208,22 +209,21 @@ class Training:
             devices.backward(loss if self.options.accumulation == 1 else loss / self.options.accumulation)
         return {name: value.detach() for name, value in terms.items()}
 
-    def _is_finite(self, terms: dict[str, float], grad_norm: float, rate: float, size: int) -> bool:
+    def _is_finite(self, terms: dict[str, float], grad_norm: float, rate: float, end: int) -> bool:
         """Whether the step can be made.
 
         Raises:
             FloatingPointError: where it cannot, and the options say to stop.
         """
         # Float16's gradients overflow now and then: the scaler leaves such a step out and scales less.
-        is_scaled = self.options.precision == "float16"
-        if all(map(math.isfinite, terms.values())) and (is_scaled or math.isfinite(grad_norm)):
+        if all(map(math.isfinite, terms.values())) and (math.isfinite(grad_norm) or self.devices.may_overflow):
             return True
         if self.options.on_non_finite == "stop":
             raise FloatingPointError(
                 non_finite_report(
                     self.model,
                     step=self.step + 1,
-                    seen=self.seen + size,
+                    seen=end,
                     terms=terms,
                     learning_rate=rate,
                     newest_checkpoint=self.newest_checkpoint,
@@ -289,9 +289,14 @@ def train(
     Raises:
         FloatingPointError: at the first loss or gradient that is not finite, naming step and loss.
         ValueError: if the recipe masks tokens and the model takes no masks, or tells times that the model does not
-            embed; if there are no images, or not as many labels as images.
+            embed; if there are no images, not as many labels as images, or more classes than the model has.
     """
     source = TensorSource(images, labels)
+    if 0 < model.num_classes < source.num_classes:
+        raise ValueError(
+            f"labels go up to {source.num_classes - 1} and the model has {model.num_classes} classes: create it with "
+            f"num_classes={source.num_classes}, or with 0 to train without labels."
+        )
     training = Training(model, recipe, options, make_devices(options, model.device))
     losses: list[float] = []
     start = time.perf_counter()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from ditzoo.models import DiffusionTransformer
 from ditzoo.pipeline import Pipeline
 from ditzoo.pipeline.sharing import draw_samples
 from ditzoo.recipe import Recipe
+
+_logger = logging.getLogger("ditzoo")
 
 Features = Literal["auto", "digits", "inception"]
 
@@ -116,19 +120,10 @@ class Trackers:
     """
 
     def __init__(self, names: Sequence[str], *, run: Path | str, config: Mapping[str, Any], seen: int = 0) -> None:
-        try:
-            from accelerate import PartialState
-            from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-        except ImportError as error:
-            raise ImportError('trackers need accelerate: pip install "ditzoo[train]"') from error
+        known = check_trackers(names)
+        from accelerate import PartialState
+
         run = Path(run)
-        known = {str(name): tracker for name, tracker in LOGGER_TYPE_TO_CLASS.items()}
-        for name in names:
-            if name not in known:
-                raise ValueError(f"unknown tracker {name!r}; choose from {', '.join(sorted(known))}.")
-            if name not in map(str, get_available_trackers()):
-                package = '"ditzoo[trackers]"' if name == "tensorboard" else name
-                raise ImportError(f"the tracker {name} is not installed: pip install {package}")
         PartialState()  # what decides which process is the main one
         self._trackers = [
             known[name](*_arguments(name, known[name], run), **_init_options(name, run, seen)) for name in names
@@ -152,6 +147,29 @@ class Trackers:
             tracker.finish()
 
 
+def check_trackers(names: Sequence[str]) -> dict[str, Any]:
+    """That these trackers can be had, before anything is trained or written.
+
+    Returns:
+        Those that accelerate knows, by name.
+
+    Raises:
+        ValueError, ImportError: as `Trackers`.
+    """
+    try:
+        from accelerate import tracking
+    except ImportError as error:
+        raise ImportError('trackers need accelerate: pip install "ditzoo[train]"') from error
+    known = {str(name): tracker for name, tracker in tracking.LOGGER_TYPE_TO_CLASS.items()}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown tracker {name!r}; choose from {', '.join(sorted(known))}.")
+        if name not in map(str, tracking.get_available_trackers()):
+            package = '"ditzoo[trackers]"' if name == "tensorboard" else name
+            raise ImportError(f"the tracker {name} is not installed: pip install {package}")
+    return known
+
+
 def _arguments(name: str, tracker: Any, run: Path) -> tuple[str, ...]:
     """TensorBoard's is the folder within the run; of the others, the project."""
     if name == "tensorboard":
@@ -161,8 +179,18 @@ def _arguments(name: str, tracker: Any, run: Path) -> tuple[str, ...]:
 
 def _init_options(name: str, run: Path, seen: int) -> dict[str, Any]:
     if name == "tensorboard":
-        return {"purge_step": seen + 1} if seen else {}
-    return {"name": run.name, "dir": str(run)} if name == "wandb" else {}
+        return {"purge_step": seen + 1}
+    return {"name": run.name, "dir": str(run), "id": _wandb_id(run), "resume": "allow"} if name == "wandb" else {}
+
+
+def _wandb_id(run: Path) -> str:
+    """By which a run that goes on is the same one there; drawn once, and kept beside what else wandb has in the folder.
+    Rows that are written again after a kill are left out there, and are the same."""
+    file = run / "wandb" / "run-id"
+    if not file.exists():
+        with writing(file) as temporary:
+            temporary.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return file.read_text(encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:
@@ -318,7 +346,7 @@ class Evaluator:
                 found.append(self._extractor.features(torch.from_numpy(samples.pixels).permute(0, 3, 1, 2)))
         finally:
             model.train(training)
-        return torch.cat(found)
+        return torch.cat([torch.empty(0), *found])  # of many processes, some may have no sample
 
     def distance(self, features: Tensor) -> FrechetDistance:
         """Of the features of all samples from the reference. Few samples are allowed, and told of."""
@@ -339,10 +367,12 @@ class Evaluator:
             yield to_uint8(load_digits_split("test").images)
             return
         count = min(self.num_samples, len(self.source))
-        chosen = [place * len(self.source) // count for place in range(count)]
+        chosen = self.source.some_indices(count)
         for first in range(0, count, self.batch_size):
             batch = chosen[first : first + self.batch_size]
-            x = self.source.load(batch, batch, self.seed).x
+            x, _, unreadable = self.source.load(batch, batch, self.seed)
+            for message in unreadable:
+                _logger.warning("%s", message)
             yield to_uint8((x if self.codec is None else self.codec.decode(x)).cpu())
 
 

@@ -14,8 +14,10 @@ from ditzoo.data.source import Source
 from ditzoo.models import DiffusionTransformer
 from ditzoo.recipe import Recipe
 from ditzoo.train.config import RunConfig
+from ditzoo.train.finetune import check_origin
 from ditzoo.weights.folders import model_folder, read_config
 from ditzoo.weights.hub import is_hub_name
+from ditzoo.weights.sources import fetch_config_folder
 
 _COLOURS = (1, 3)
 
@@ -28,17 +30,16 @@ def meta_network(config: RunConfig, options: Mapping[str, Any] | None = None) ->
         options: such as `network_options` makes for the data.
 
     Raises:
-        ValueError: for an unknown name, an option out of range, or a model of the Hub, which is not fetched for this.
+        ValueError: for an unknown name, a file that does not say of which network it is, or an option out of range.
         TypeError: for an option that the network does not have.
-        OSError: for a folder that is not there.
+        OSError: for a folder that is not there, or a model of the Hub whose description cannot be fetched.
     """
     options = {**config.model_options, **(options or {})}
     name = config.model or config.from_weights
     assert name is not None, "the config fills one in"
-    if config.model is None and is_hub_name(name):
-        raise ValueError(
-            f"from_weights {name!r} is known only once it is fetched: `ditzoo pull` it, and name the folder."
-        )
+    if config.model is None:
+        check_origin(name)
+        name = str(fetch_config_folder(name)) if is_hub_name(name) else name
     with torch.device("meta"):
         if config.model is not None or not Path(name).exists():
             return registry.create(name, **options)
@@ -154,6 +155,10 @@ def run_recipe(config: RunConfig, model: DiffusionTransformer, *, latents: bool)
         recipe = replace(recipe, licence=None, source=None)
     recipe = config.apply_recipe(recipe)
     model.check_recipe(recipe)
+    if recipe.mask_ratio is not None and not model.supports_masking:
+        raise ValueError(
+            f"recipe has mask_ratio={recipe.mask_ratio:g}, and {type(model).__name__} takes no masks; leave it out."
+        )
     return recipe
 
 

@@ -35,11 +35,15 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
     groups = parameter_groups(model, options.weight_decay)
     if not groups:
         raise ValueError("freeze leaves no parameter that trains; freeze fewer.")
+    arguments = optimizer_arguments(options)
     if options.optimizer == "adamw":
-        _check_betas(options, 2, (0.9, 0.999))
-        first, second = options.betas
-        return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(first, second), fused=True)
-    return _timm_optimizer(groups, options)
+        return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True, **arguments)
+    from timm.optim import create_optimizer_v2
+
+    if options.optimizer in _MUONS and len(groups) == 2:
+        groups[1]["use_fallback"] = True
+    optimizer: Optimizer = create_optimizer_v2(groups, options.optimizer, lr=options.learning_rate, **arguments)
+    return optimizer
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -59,34 +63,35 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def _timm_optimizer(groups: list[dict[str, Any]], options: TrainOptions) -> Optimizer:
+def optimizer_arguments(options: TrainOptions) -> dict[str, Any]:
+    """The betas of the options, as the optimiser takes them; known without a model.
+
+    Raises:
+        ValueError, ImportError: as `make_optimizer`.
+    """
     name = options.optimizer
+    if name == "adamw":
+        return {"betas": _checked_betas(options, 2, (0.9, 0.999))}
     try:
-        from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+        from timm.optim import get_optimizer_info, list_optimizers
     except ImportError as error:
         raise ImportError(
             f'optimizer {name!r} is one of timm\'s: pip install "ditzoo[train]", or choose "adamw".'
         ) from error
     if name not in list_optimizers():
         raise ValueError(
-            f"unknown optimizer {name!r}.{did_you_mean(name, list_optimizers())} Those of timm are "
-            f"{', '.join(list_optimizers())}."
+            f"unknown optimizer {name!r}.{did_you_mean(name, list_optimizers())} timm.optim.list_optimizers() lists "
+            "those of timm, such as adan, lion, muon and sgd."
         )
     info = get_optimizer_info(name)
-    more: dict[str, Any] = {}
     if info.has_betas:
         own = inspect.signature(info.opt_class).parameters["betas"].default
-        _check_betas(options, info.num_betas, own)
-        more["betas"] = options.betas
-    elif info.has_momentum:
-        more["momentum"] = options.betas[0]
-    if name in _MUONS and len(groups) == 2:
-        groups[1]["use_fallback"] = True
-    optimizer: Optimizer = create_optimizer_v2(groups, name, lr=options.learning_rate, **more)
-    return optimizer
+        return {"betas": _checked_betas(options, info.num_betas, own)}
+    return {"momentum": options.betas[0]} if info.has_momentum else {}
 
 
-def _check_betas(options: TrainOptions, count: int, own: tuple[float, ...] | None) -> None:
+def _checked_betas(options: TrainOptions, count: int, own: tuple[float, ...] | None) -> tuple[float, ...]:
     if len(options.betas) != count:
         example = f", such as its own {own}" if own else ""
         raise ValueError(f"betas must be {count} numbers for {options.optimizer}{example}, got {options.betas}.")
+    return options.betas

@@ -66,13 +66,15 @@ class TrainOptions:
         for name in ("seed", "warmup_images", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, got {self.seed}.")
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
         if not math.isfinite(self.learning_rate):
             raise ValueError(f"learning_rate must be finite, got {self.learning_rate}.")
         for name, values in {"ema_decay": (self.ema_decay,), "betas": self.betas}.items():
-            if not all(0 <= value < 1 for value in values):
+            if not values or not all(0 <= value < 1 for value in values):
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
         if not all(0 < width < 0.289 for width in self.ema_profiles):  # gamma >= 0: arXiv:2312.02696, section 3.1
             raise ValueError(f"ema_profiles must be relative widths between 0 and 0.28, got {self.ema_profiles}.")

@@ -95,6 +95,7 @@ _UVIT_LENGTH = "the authors' configurations (github.com/baofff/U-ViT, ce55170)"
 _MDT = "arXiv:2303.14389 and the authors' code (github.com/sail-sg/MDT, branch mdtv1)"
 _MDTV2 = "the authors' code and run script (github.com/sail-sg/MDT, 7d26c21)"
 _DIFFIT = "arXiv:2312.02139v3, appendix I.1"
+_DIFFIT_LATENT = "arXiv:2312.02139v3, appendix I.2"
 _EDM = "arXiv:2206.00364, which DiffiT's image-space training follows"
 
 #: Of runs on large data sets: what papers do not have, or do not say.
@@ -109,9 +110,10 @@ _TORCH_BETAS = _ours("no source gives them; PyTorch's own", betas=(0.9, 0.999))
 _BFLOAT16 = _ours("no source gives it; bfloat16 keeps float32 weights, norms and losses", precision="bfloat16")
 
 
-def _steps(source: str, steps: int, batch_size: int) -> dict[str, Setting]:
+def _steps(source: str, steps: int, batch_size: int, confidence: Confidence = "stated") -> dict[str, Setting]:
     text = f"{steps:,} steps of {batch_size:,}: {source}"
-    return _stated(text, num_images=steps * batch_size, batch_size=batch_size)
+    values = {"num_images": steps * batch_size, "batch_size": batch_size}
+    return {name: Setting(value, text, confidence) for name, value in values.items()}
 
 
 def _model(name: str, **options: Any) -> dict[str, Setting]:
@@ -170,14 +172,13 @@ _MDTV2_COMMON = {
 }
 _DIFFIT_COMMON = {
     **_LARGE,
+    **_recalled(_DIFFIT_LATENT, ema_decay=0.9999),
     **_ours(
         "not known here; DiT's: arXiv:2212.09748, section 4",
         optimizer="adamw",
-        learning_rate=1e-4,
         lr_schedule="constant",
         warmup_images=0,
         weight_decay=0.0,
-        ema_decay=0.9999,
         flip=True,
     ),
     **_TORCH_BETAS,
@@ -234,7 +235,7 @@ def _edm(learning_rate: float, batch_size: int) -> dict[str, Setting]:
 
 _EDM_NOTES = (
     "EDM's dropout and augmentation are not done.",
-    "Adam without weight decay is AdamW without weight decay.",
+    "EDM's moving average looks less far back at first; ema_warmup does so in another way, and is off.",
 )
 _QUICK = _ours(
     "the quick benchmark's",
@@ -314,18 +315,22 @@ def _presets() -> list[Preset]:
             notes=_UVIT_NOTES,
         )
 
-    epochs = "1,300 epochs in arXiv:2501.01423's table 3; a note on arXiv:2303.14389 has 2,500,000 steps"
-    add("mdt_xl_2", "in256", _MDT_COMMON, _steps(epochs, 6_500_000, 256))
-    for size in ("s", "b"):
-        add(f"mdt_{size}_2", "in256", _MDT_COMMON, _steps("a note on arXiv:2303.14389's results", 400_000, 256))
-    epochs = "1,080 epochs in arXiv:2507.01467's tables; a note on arXiv:2303.14389 has 4,600,000 steps"
-    add("mdtv2_xl_2", "in256", _MDTV2_COMMON, _steps(epochs, 5_400_000, 256))
-    for size in ("s", "b"):
-        add(f"mdtv2_{size}_2", "in256", _MDTV2_COMMON, _steps("a note on arXiv:2303.14389's results", 400_000, 256))
+    for family, common, long, epochs, noted in (
+        ("mdt", _MDT_COMMON, 6_500_000, "1,300 epochs in table 3 of arXiv:2501.01423", 2_500_000),
+        ("mdtv2", _MDTV2_COMMON, 5_400_000, "1,080 epochs in the tables of arXiv:2507.01467", 4_600_000),
+    ):
+        source = f"{epochs}, {noted:,} steps in a note on arXiv:2303.14389"
+        add(f"{family}_xl_2", "in256", common, _steps(source, long, 256, "recalled"))
+        for size in ("s", "b"):
+            noted = 300_000 if (family, size) == ("mdt", "s") else 400_000
+            source = f"arXiv:2303.14389's results; a note on them has {noted:,}"
+            add(f"{family}_{size}_2", "in256", common, _steps(source, 400_000, 256, "recalled"))
 
-    for tag, steps in (("in256", 7_000_000), ("in512", 3_000_000)):
-        unknown = f"not known here; DiT's {steps:,} steps of 256"
-        length = _ours(unknown, num_images=steps * 256, batch_size=256)
+    for tag, images, batch_size, rate in (("in256", 7_000_000 * 256, 256, 3e-4), ("in512", 3_000_000 * 256, 512, 1e-4)):
+        length = {
+            **_ours(f"not known here; DiT's, {images // 256:,} steps of 256", num_images=images),
+            **_recalled(_DIFFIT_LATENT, batch_size=batch_size, learning_rate=rate),
+        }
         add("diffit_xl_2", tag, _DIFFIT_COMMON, length, model=_model(f"diffit_xl_2.{tag}"))
     for name, tag, rate, batch_size, data in (
         ("diffit_unet_32", "cifar10", 1e-3, 512, ("CIFAR-10", 50_000)),

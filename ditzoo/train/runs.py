@@ -9,18 +9,21 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from ditzoo import __version__, registry
 from ditzoo.data.latents import LatentCache
-from ditzoo.media import Codec, load_codec
-from ditzoo.media.files import writing
+from ditzoo.data.source import Source
+from ditzoo.media import Codec, LabelNames, load_codec, load_codec_for_recipe
+from ditzoo.media.files import remove_leftovers, writing
 from ditzoo.metrics import FrechetDistance
 from ditzoo.models import DiffusionTransformer, ModelDetails
 from ditzoo.train.averages import SNAPSHOTS, write_snapshots
@@ -31,17 +34,20 @@ from ditzoo.train.devices import Devices, make_devices
 from ditzoo.train.finetune import add_lora, freeze, merged, start_model
 from ditzoo.train.guards import SpikeWatch
 from ditzoo.train.loop import Step, Training
-from ditzoo.train.monitor import Evaluator, MetricsFile, Trackers, distance_values, draw_grid
+from ditzoo.train.monitor import Evaluator, MetricsFile, Trackers, check_trackers, distance_values, draw_grid
 from ditzoo.train.network import meta_network, network_options, open_data, run_recipe
 from ditzoo.train.state import check_optimizer, full_averages, full_state, restore
-from ditzoo.weights.folders import CHECKPOINTS
+from ditzoo.weights.folders import CHECKPOINTS, RUN_CONFIG
 
-CONFIG, METRICS, SAMPLES = "run.yaml", "metrics.jsonl", "samples"
+METRICS, SAMPLES = "metrics.jsonl", "samples"
 #: What else a run leaves in its folder, for `overwrite`.
-_LEFT = (CONFIG, METRICS, SAMPLES, SNAPSHOTS, CHECKPOINTS, "README.md", "samples.png", "tensorboard", "wandb")
+_LEFT = (METRICS, SAMPLES, SNAPSHOTS, CHECKPOINTS, "README.md", "samples.png", "tensorboard", "wandb")
 _LOCK = ".lock"
 #: Losses before that say what a spike is, and what the loss at the end is.
 _RECENT = SpikeWatch.window
+
+#: A bit that no signal has: in some process, files could not be read.
+_UNREADABLE = 1 << 8
 
 #: Parameters below which one thread is faster than two.
 _TINY = 10**6
@@ -58,7 +64,7 @@ class RunResult:
         seen: images, over all of its parts.
         finished: False where it was stopped before.
         checkpoint: the newest one.
-        stopped_by: the signal that stopped it.
+        stopped_by: the signal that stopped it, whichever process received it.
         loss: mean of the last steps.
         distance: the last that was measured.
     """
@@ -85,8 +91,8 @@ def run(
     pictures drawn with the averaged weights from the same noise; `checkpoints/`, each a model that can be loaded,
     sampled and pushed; and a `README.md`, the model's card.
 
-    SIGTERM and SIGINT end the run after the step at hand, with a checkpoint. A run that was killed in any other way
-    goes on from its newest whole checkpoint.
+    SIGTERM and SIGINT end the run after the step at hand, with a checkpoint; a second SIGINT, at once. A run that was
+    killed in any other way goes on from its newest whole checkpoint.
 
     Args:
         config: from `make_config`.
@@ -95,13 +101,15 @@ def run(
         on_row: called in the main process with each row of metrics.
 
     Raises:
-        ValueError: for settings that contradict each other or the data, and for a folder that holds another run; the
-            message names the fields that differ.
+        ValueError: for settings that contradict each other or the data, for a folder that holds another run (the
+            message names the fields that differ), and for a `stop_at` below 1.
         OSError: for data that is not there, too many unreadable files, a folder that cannot be written, too little
             space for the next checkpoint, and a folder in which another process trains.
         FloatingPointError: at the first loss or gradient that is not finite, where the settings say to stop.
         ImportError: for a package that is missing, naming the extra to install.
     """
+    if stop_at is not None and stop_at < 1:
+        raise ValueError(f"stop_at must be 1 or more, got {stop_at}.")
     devices = make_devices(config, config.device)
     try:
         with ExitStack() as stack:
@@ -135,8 +143,8 @@ class _Run:
         self.source = open_data(config, network)
         model = _model(config, network_options(config, network, self.source))
         self.recipe = run_recipe(config, model, latents=isinstance(self.source, LatentCache))
-        self._check_latents()
-        self.before = model.details
+        self._open_codec(model)
+        self.before = _with_names_of(self.source, model)
         if devices.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and _is_tiny(model):
             torch.set_num_threads(1)
         if config.lora_rank:
@@ -150,6 +158,8 @@ class _Run:
         if config.freeze:
             freeze(model, config.freeze)
         self.evaluator = self._evaluator() if config.evaluate_every else None
+        if config.trackers:
+            check_trackers(config.trackers)
         self.metrics = MetricsFile(self.folder / METRICS)
         self._check_folder()
         self.checkpoints = Checkpoints(
@@ -167,30 +177,34 @@ class _Run:
         watch = SpikeWatch(config.spike_factor, self.recent)
         before = training.seen
         clock = time.perf_counter()
-        steps = training.steps(self.source, num_workers=config.num_workers) if before < end else iter(())
-        for step in steps:
-            self.seconds += time.perf_counter() - clock
-            if step.number == 1:
-                check_optimizer(training.weights, training.optimizer)
-            self._note(step, watch)
-            is_last = step.seen >= end
-            signals = self.devices.any(stop.received)
+        signals = 0
+        with closing(training.steps(self.source, num_workers=config.num_workers)) as steps:
+            for step in steps if before < end else ():
+                self.seconds += time.perf_counter() - clock
+                if step.number == 1:
+                    check_optimizer(training.weights, training.optimizer)
 
-            # What is due, each at its own cadence in images.
-            if _is_due(config.log_every, before, step.seen) or step.seen == config.num_images:
-                self._log(step)
-            if _is_due(config.sample_every, before, step.seen) or (
-                config.sample_every and step.seen == config.num_images
-            ):
-                self._draw(step)
-            if self.evaluator and (_is_due(config.evaluate_every, before, step.seen) or step.seen == config.num_images):
-                self._evaluate(step)
-            if _is_due(config.checkpoint_every, before, step.seen) or is_last or signals:
-                self._save()
-            before = step.seen
-            if is_last or signals:
-                break
-            clock = time.perf_counter()
+                # What all processes met.
+                flags = self.devices.any(stop.received | (_UNREADABLE if step.unreadable else 0))
+                signals = flags & ~_UNREADABLE
+                if flags & _UNREADABLE:
+                    step = step._replace(unreadable=tuple(chain(*self.devices.gather(step.unreadable))))
+                self._note(step, watch)
+
+                # What is due, each at its own cadence in images, and at the end.
+                ends, stops = step.seen == config.num_images, step.seen >= end or signals
+                if _is_due(config.log_every, before, step.seen) or ends:
+                    self._log(step)
+                if config.sample_every and (_is_due(config.sample_every, before, step.seen) or ends):
+                    self._draw(step)
+                if self.evaluator and (_is_due(config.evaluate_every, before, step.seen) or ends):
+                    self._evaluate(step)
+                if _is_due(config.checkpoint_every, before, step.seen) or stops:
+                    self._save()
+                before = step.seen
+                if stops:
+                    break
+                clock = time.perf_counter()
         if self.metrics.trackers is not None:
             self.metrics.trackers.close()
         assert training.newest_checkpoint is not None
@@ -199,22 +213,49 @@ class _Run:
             seen=training.seen,
             finished=training.seen >= config.num_images,
             checkpoint=training.newest_checkpoint,
-            stopped_by=stop.received or None,
+            stopped_by=signals or None,
             loss=sum(self.recent[-50:]) / len(self.recent[-50:]) if self.recent else None,
             distance=self.distance,
         )
 
     # The start.
 
-    def _check_latents(self) -> None:
-        if isinstance(self.source, LatentCache):
-            if self.config.codec is not None:
-                self.codec = self._load_codec(self.config.codec)
-            self.source.manifest.check_fits(self.recipe, codec=self.codec)
+    def _open_codec(self, model: DiffusionTransformer) -> None:
+        """Check the latents, and load what decodes samples, if any will be drawn: what is missing is told here, and not
+        after hours.
 
-    def _load_codec(self, name: str) -> Codec:
-        recipe = self.recipe
-        return load_codec(name, scale=recipe.latent_scale, shift=recipe.latent_shift, device=self.devices.device)
+        Raises:
+            ValueError: for latents that are not the recipe's, and a codec without latents.
+            OSError: for an autoencoder that cannot be had.
+        """
+        config, recipe = self.config, self.recipe
+        if not isinstance(self.source, LatentCache):
+            if config.codec is not None:
+                raise ValueError(
+                    f"codec {config.codec!r} decodes latents, and the data holds pixels; leave it out, or "
+                    "encode the data first (`ditzoo encode`)."
+                )
+            return
+        manifest = self.source.manifest
+        if config.codec is None:
+            manifest.check_fits(recipe)
+        name = config.codec or recipe.latent_codec
+        if name is None or not (config.codec or config.sample_every or config.evaluate_every):
+            return
+        try:
+            scale, shift, device = recipe.latent_scale, recipe.latent_shift, self.devices.device
+            if config.codec is None:
+                self.codec = load_codec(name, scale=scale, shift=shift, device=device)
+            else:
+                self.codec = load_codec_for_recipe(name, latent_scale=scale, latent_shift=shift, device=device)
+        except OSError as error:
+            raise OSError(
+                f"samples of latents need an autoencoder: {error} Set codec to the folder, or sample_every and "
+                "evaluate_every to 0 to train without samples."
+            ) from error
+        self.codec.check_fits(model.in_channels)
+        # A tiny autoencoder stands in for another one's decoder; its own encoder did not make these latents.
+        manifest.check_fits(recipe, codec=self.codec if self.codec.has_posterior else None)
 
     def _evaluator(self) -> Evaluator:
         return Evaluator(
@@ -233,11 +274,13 @@ class _Run:
         Raises:
             ValueError: it holds another one, or something else.
         """
-        if (self.folder / CONFIG).exists():
+        if (self.folder / RUN_CONFIG).exists():
             if not self.config.overwrite:
-                self._check_same_run(make_config(file=self.folder / CONFIG))
-        elif any(path.name != _LOCK for path in self.folder.glob("*")):
-            raise ValueError(f"{self.folder} holds something, but no {CONFIG} of a run; give another name with out.")
+                self._check_same_run(make_config(file=self.folder / RUN_CONFIG))
+        elif any(not path.name.startswith(".") for path in self.folder.glob("*")):
+            raise ValueError(
+                f"{self.folder} holds something, but no {RUN_CONFIG} of a run; give another name with out."
+            )
 
     def _check_same_run(self, saved: RunConfig) -> None:
         starts = self.metrics.rows("start")
@@ -261,10 +304,12 @@ class _Run:
         """Make the folder this run's: nothing is written or deleted before all else is known to fit."""
         self.devices.barrier()
         if self.devices.is_main:
-            if self.config.overwrite and (self.folder / CONFIG).exists():
+            if self.config.overwrite and (self.folder / RUN_CONFIG).exists():
                 for name in _LEFT:
                     _remove(self.folder / name)
-            with writing(self.folder / CONFIG) as temporary:
+            for folder in (self.folder, self.folder / SAMPLES, self.folder / SNAPSHOTS):
+                remove_leftovers(folder)
+            with writing(self.folder / RUN_CONFIG) as temporary:
                 temporary.write_text(replace(self.config, overwrite=False).to_yaml(), encoding="utf-8")
 
     def _newest(self) -> Checkpoint | None:
@@ -318,7 +363,8 @@ class _Run:
             self.pending.append(step._replace(unreadable=()))
             self.recent = [*self.recent[-_RECENT + 1 :], loss]
         for message in step.unreadable:
-            _logger.warning("%s", message)
+            if self.devices.is_main:
+                _logger.warning("%s", message)
             self._row("event", event="unreadable", message=message)
         if spike := watch.check(loss):
             message = f"step {step.number} ({step.seen:,} images seen): {spike}"
@@ -347,23 +393,21 @@ class _Run:
 
     def _draw(self, step: Step) -> None:
         with self.training.averaged_model() as ema:
-            if not self.devices.is_main:
-                return
-            plain = merged(ema).to(self.devices.device)
-            path = self.folder / SAMPLES / f"{step.seen:09d}.png"
-            try:
-                draw_grid(
-                    plain,
-                    self.recipe,
-                    path,
-                    seed=self.config.seed,
-                    rows=self.config.grid_rows,
-                    columns=self.config.grid_columns,
-                    codec=self.codec,
-                    label_names=self.source.label_names,
-                )
-            except FloatingPointError as error:
-                self._row("event", event="no samples", message=str(error))
+            if self.devices.is_main:
+                try:
+                    draw_grid(
+                        merged(ema).to(self.devices.device),
+                        self.recipe,
+                        self.folder / SAMPLES / f"{step.seen:09d}.png",
+                        seed=self.config.seed,
+                        rows=self.config.grid_rows,
+                        columns=self.config.grid_columns,
+                        codec=self.codec,
+                        label_names=self.before.label_names,
+                    )
+                except FloatingPointError as error:
+                    self._row("event", event="no samples", message=str(error))
+        self.devices.barrier()  # GPUs wait for each other less patiently than this
 
     def _evaluate(self, step: Step) -> None:
         """All processes share the samples."""
@@ -371,12 +415,20 @@ class _Run:
         assert evaluator is not None
         total = self.config.evaluation_samples
         share = range(devices.rank * total // devices.world, (devices.rank + 1) * total // devices.world)
+        found: list[Tensor | str] = []
         with self.training.averaged_model() as ema:
-            features = evaluator.features(merged(ema).to(devices.device), share)
-        parts = devices.gather(features)
-        if devices.is_main:
-            self.distance = evaluator.distance(torch.cat(parts))
+            try:
+                if share:
+                    found.append(evaluator.features(merged(ema).to(devices.device), share))
+            except FloatingPointError as error:
+                found.append(str(error))
+        parts = list(chain(*devices.gather(found)))
+        if errors := [part for part in parts if isinstance(part, str)]:
+            self._row("event", event="no distance", message=errors[0])
+        elif devices.is_main:
+            self.distance = evaluator.distance(torch.cat([part for part in parts if isinstance(part, Tensor)]))
             self._row("evaluation", step=step.number, **distance_values(self.distance))
+        devices.barrier()  # as in `_draw`
 
     def _save(self) -> None:
         """A checkpoint, the card, and snapshots of the power-function averages."""
@@ -413,19 +465,38 @@ class _Run:
             seen=self.training.seen,
             distance=self.distance,
             data=self.source.name,
-            label_names=self.source.label_names,
             command=self.command,
         )
 
 
 def _model(config: RunConfig, options: Mapping[str, Any]) -> DiffusionTransformer:
     """The network with the weights that training starts from; fresh ones depend on the seed alone."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if config.from_weights is not None:
             return start_model(config.from_weights, model=config.model, **options)
         assert config.model is not None
         return registry.create(config.model, **options)
+
+
+def _with_names_of(source: Source, model: DiffusionTransformer) -> ModelDetails:
+    """The model's details, with the names that the data gives its classes: all classes of the network have one, or none
+    has.
+
+    Raises:
+        ValueError: for a name that is empty.
+    """
+    if source.label_names is None:
+        return model.details
+    LabelNames(source.label_names)
+    details = replace(model.details, label_names=source.label_names).for_classes(model.num_classes)
+    if model.num_classes and details.label_names is None:
+        _logger.warning(
+            "The names of the %d classes of the data are left out: the network has %d.",
+            len(source.label_names),
+            model.num_classes,
+        )
+    return details
 
 
 def _is_tiny(model: DiffusionTransformer) -> bool:
@@ -484,10 +555,12 @@ def _claimed(folder: Path) -> Iterator[None]:
 
 
 class _StopSignals:
-    """Remembers SIGTERM and SIGINT, so that the step at hand can end; a second one interrupts it.
+    """Remembers SIGTERM and SIGINT, so that the step at hand can end.
+
+    A SIGINT after it interrupts; another SIGTERM does not, since clusters and launchers send it more than once.
 
     Attributes:
-        received: the signal, 0 before.
+        received: the first signal, 0 before.
     """
 
     def __init__(self) -> None:
@@ -505,7 +578,8 @@ class _StopSignals:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: object) -> None:
-        if self.received:
+        if not self.received:
+            self.received = number
+            os.write(2, b"ditzoo: stopping after this step, with a checkpoint; Ctrl+C stops at once.\n")
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
-        os.write(2, b"ditzoo: stopping after this step, with a checkpoint; once more stops at once.\n")

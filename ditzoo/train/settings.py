@@ -36,9 +36,38 @@ def _texts(body: list[ast.stmt]) -> Iterable[tuple[str, str]]:
                     yield line.target.id, " ".join(text.split())
 
 
+#: What people who know other programs call a setting.
+_OTHER_NAMES = {
+    "lr": "learning_rate",
+    "scheduler": "lr_schedule",
+    "warmup_steps": "warmup_images",
+    "steps": "num_images",
+    "max_steps": "num_images",
+    "epochs": "num_images",
+    "num_epochs": "num_images",
+    "from": "from_weights",
+    "pretrained": "from_weights",
+    "amp": "precision",
+    "mixed_precision": "precision",
+    "gradient_accumulation_steps": "accumulation",
+    "ema": "ema_decay",
+    "optim": "optimizer",
+    "grad_clip": "max_grad_norm",
+    "dataset": "data",
+    "data_dir": "data",
+    "output_dir": "out",
+    "image_size": "size",
+    "workers": "num_workers",
+    "lora": "lora_rank",
+}
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The nearest of the known words, as a sentence; empty where none is near."""
-    near = get_close_matches(word.lower(), list(known), n=3, cutoff=0.6)
+    known, word = list(known), word.lower()
+    begun = [each for each in known if each.startswith(f"{word}.")]
+    other = [each for each in known if each == _OTHER_NAMES.get(word.replace("-", "_"))]
+    near = begun or other or get_close_matches(word, known, n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
@@ -88,6 +117,51 @@ def _tuple(name: str, value: Any, kind: Any) -> tuple[Any, ...]:
     return tuple(coerced(name, part, kind) for part in parts)
 
 
+def load_yaml(text: str) -> Any:
+    """What YAML stands for, without its surprises: `010` is ten, `1:30` and dates are texts, `1e-4` is a number, and a
+    name that is there twice is an error.
+
+    Raises:
+        yaml.YAMLError: for what is no YAML.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Reads numbers as Python does."""
+
+        yaml_implicit_resolvers = {
+            first: [(tag, pattern) for tag, pattern in pairs if tag.rpartition(":")[2] in ("bool", "null", "merge")]
+            for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            found: set[Any] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in found:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                found.add(key.value)
+            values: dict[Any, Any] = super().construct_mapping(node, deep)
+            return values
+
+        def construct_scalar(self, node: Any) -> Any:
+            text = super().construct_scalar(node)
+            return _number_or_text(text) if node.style is None and node.tag.endswith(":str") else text
+
+    return yaml.load(text, Loader)
+
+
+def _number_or_text(text: str) -> int | float | str:
+    if text.lower() in (".inf", "+.inf", "-.inf"):
+        return float(text.replace(".", ""))
+    if text[:1] in "-+.0123456789":
+        for kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    return text
+
+
 def _mapping(name: str, value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         value = [value]
@@ -97,34 +171,33 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
             path, equals, written = str(text).partition("=")
             if not equals or not all(path.split(".")):
                 raise ValueError(f"{name} takes entries such as depth=4, got {text!r:.60}.")
-            *outer, last = path.split(".")
-            inside = entries
-            for step in outer:
-                inside = inside.setdefault(step, {})
-            inside[last] = _read(written)
+            _enter(entries, name, path, _read(name, written))
         return entries
     if not isinstance(value, Mapping) or not all(isinstance(entry, str) for entry in value):
         raise TypeError(f"{name} must be a mapping of entries to values, got {value!r:.60}.")
-    return {entry: _with_numbers(each) for entry, each in value.items()}
+    return dict(value)
 
 
-def _with_numbers(value: Any) -> Any:
-    """The same with the numbers that YAML reads as texts, such as `1e-4`, as numbers."""
-    if isinstance(value, Mapping):
-        return {entry: _with_numbers(each) for entry, each in value.items()}
-    if isinstance(value, str) and value[:1] in "-+.0123456789":
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def _enter(entries: dict[str, Any], name: str, path: str, value: Any) -> None:
+    """Put a value where the dots lead."""
+    *outer, last = path.split(".")
+    for step in outer:
+        entries = entries.setdefault(step, {})
+        if not isinstance(entries, dict):
+            raise ValueError(
+                f"{name} has {step!r} twice, with a value and with entries, in {path!r}; give one of them."
+            )
+    entries[last] = value
 
 
-def _read(text: str) -> Any:
+def _read(name: str, text: str) -> Any:
     """What a text of the command line stands for."""
     import yaml
 
-    return _with_numbers(yaml.safe_load(text))
+    try:
+        return load_yaml(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} cannot read {text!r:.60}: {' '.join(str(error).split())}.") from error
 
 
 def _bool(name: str, value: Any) -> bool:
@@ -168,5 +241,5 @@ def _number(name: str, text: str, what: str) -> int | float:
 
 def _str(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a text, got {value!r:.60}.")
+        raise TypeError(f"{name} must be a text, got {value!r:.60}; in YAML, put it between quotes.")
     return value

@@ -35,6 +35,8 @@ CONFIG, STEM, WEAK_STEM = "config.json", "model", "weak_model"
 #: In the folder of a training run: that of its checkpoints; and in each of these, beside the model's own files, what
 #: training goes on from: tensors, and what is written last.
 CHECKPOINTS, TRAINING_STATE, PROGRESS = "checkpoints", "training.safetensors", "training.json"
+#: Beside the checkpoints: the settings of the run.
+RUN_CONFIG = "run.yaml"
 #: Of the names of files of weights, as patterns.
 _ENDINGS = (".safetensors", INDEX_SUFFIX, "-?????-of-?????.safetensors")
 #: What `CONFIG` says of a network, by type.
@@ -318,9 +320,9 @@ def model_folder(path: Path | str) -> Path:
     """
     folder = Path(path)
     checkpoints = folder / CHECKPOINTS
-    if (folder / CONFIG).is_file() or not checkpoints.is_dir():
+    if (folder / CONFIG).is_file() or not (checkpoints.is_dir() or (folder / RUN_CONFIG).is_file()):
         return folder
-    named = [each for each in checkpoints.iterdir() if each.name.isdigit() and each.is_dir()]
+    named = [each for each in checkpoints.glob("*") if each.name.isdecimal() and each.is_dir()]
     for each in sorted(named, key=lambda each: int(each.name), reverse=True):
         if _is_whole(each):
             return each
@@ -330,10 +332,25 @@ def model_folder(path: Path | str) -> Path:
 def _is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint has the files that were written, in their sizes."""
     try:
-        files = read_json_object(checkpoint / PROGRESS)["files"]
-        return CONFIG in files and all((checkpoint / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
+        return CONFIG in read_progress(checkpoint)["files"]
+    except (OSError, ValueError):
         return False
+
+
+def read_progress(checkpoint: Path) -> dict[str, Any]:
+    """What `PROGRESS` says of a checkpoint whose files are there, in the sizes that were written.
+
+    Raises:
+        OSError, ValueError: for a file that is missing or of another size.
+    """
+    progress = read_json_object(checkpoint / PROGRESS)
+    files = progress.get("files")
+    if not isinstance(files, dict):
+        raise ValueError(f"{PROGRESS} does not list the files of the checkpoint")
+    for name, size in files.items():
+        if (found := (checkpoint / name).stat().st_size) != size:
+            raise ValueError(f"{name} has {found:,} bytes where {size!s:.20} were written")
+    return progress
 
 
 def is_own(path: str) -> bool:

@@ -133,13 +133,20 @@ def fetch_model_folder(name: str) -> Path:
         ValueError: for a name of another form, and for a repository that holds no model of ditzoo.
         DownloadError: an OSError that says why the repository cannot be had and what to do.
     """
+    # A repository of something else is found out before its weights are fetched.
+    folder = fetch_config_folder(name)
+    # By the commit, so that both are of the same one; the cache names the folder by it.
+    return fetch_folder(HubName.parse(name).repo_id, revision=folder.name)
+
+
+def fetch_config_folder(name: str) -> Path:
+    """As `fetch_model_folder`, with the description of the model and without its weights."""
     hub = HubName.parse(name)
     if hub.path is not None:
         raise ValueError(
             f"{name} names a file of a repository; a model is a whole one, hf-hub:{hub.repo_id}. A file of weights is "
             f"loaded by ditzoo.create(NAME, checkpoint={name!r})."
         )
-    # A repository of something else is found out before its weights are fetched.
     folder = fetch_folder(hub.repo_id, revision=hub.revision, patterns=[CONFIG, PIPELINE_INDEX])
     if (folder / PIPELINE_INDEX).is_file() and not (folder / CONFIG).is_file():
         raise ValueError(
@@ -147,8 +154,7 @@ def fetch_model_folder(name: str) -> Path:
             f"ditzoo.create(NAME, checkpoint={name!r}) takes the weights of its transformer."
         )
     read_config(folder)
-    # By the commit, so that both are of the same one; the cache names the folder by it.
-    return fetch_folder(hub.repo_id, revision=folder.name)
+    return folder
 
 
 @contextmanager

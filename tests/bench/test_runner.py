@@ -51,6 +51,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> QuickRun:
     return small_run(tmp_path_factory.mktemp("quick"))
 
 
+def test_worker_processes_give_the_same_quality(finished: QuickRun, tmp_path: Path) -> None:
+    run = prepare_quick(tmp_path, models=MODELS, suite=replace(SMALL, speed_rounds=1))
+    run_quick(run, num_workers=2)
+    for name in MODELS:
+        for column in QUALITY:
+            assert run.rows[name].values[column].value == finished.rows[name].values[column].value
+
+
 def test_every_row_is_on_disk_with_units_recipe_and_origin(finished: QuickRun) -> None:
     rows, problems = read_rows(finished.out / RESULTS)
     assert problems == []

@@ -2,16 +2,11 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from ditzoo.bench import prepare_quick, run_quick
-from ditzoo.bench.runner import UNTRAINED
 from ditzoo.bench.workers import one_thread, run_jobs
-from tests.bench.test_runner import QUALITY, SMALL
 
 Report = Callable[[str, int, int], None]
 
@@ -50,16 +45,3 @@ def test_one_thread_restores_the_number_of_threads() -> None:
     with one_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
-
-
-def test_the_benchmark_gives_the_same_quality_with_and_without_workers(tmp_path: Path) -> None:
-    runs = []
-    for workers in (0, 2):
-        run = prepare_quick(tmp_path / str(workers), models=["mdtv2_ti_2"], suite=replace(SMALL, speed_rounds=1))
-        run_quick(run, num_workers=workers)
-        runs.append(run)
-    for name in (UNTRAINED, "mdtv2_ti_2"):
-        for column in QUALITY:
-            one, two = (run.rows[name].values.get(column) for run in runs)
-            assert (one is None) == (two is None) == (name == UNTRAINED and column == "final_loss")
-            assert one is None or one.value == two.value

@@ -183,6 +183,11 @@ def test_a_stream_is_read_once_an_epoch(place, monkeypatch):
     assert skips == [8, 0, 0]
 
 
+def test_some_samples_of_a_stream_are_its_first(place):
+    assert HubStream(place, size=8, block_size=8).some_indices(3) == [0, 1, 2]
+    assert HubImages(place, size=8).some_indices(3) == [0, 6, 13]
+
+
 def test_labels_of_a_stream_are_those_of_its_images(place):
     source = HubStream(place, size=8, block_size=8)
     for batch in batches(source, seed=0, batch_size=6, start=0, stop=20):

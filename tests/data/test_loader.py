@@ -42,6 +42,9 @@ def test_batches_are_those_of_the_order():
 def test_loading_goes_on_where_it_stopped():
     assert same(load(start=24), load()[3:])
     assert load(start=64) == []
+    # After an end between two batches, the rest of that batch comes first.
+    assert [batch.numbers for batch in load(start=20, stop=36)] == [range(20, 24), range(24, 32), range(32, 36)]
+    assert same(load(start=20)[1:], load()[3:])
     assert not same(load(seed=1), load())
 
 
@@ -92,6 +95,14 @@ def test_the_main_process_can_end_its_workers():
     assert worker.exitcode == 0
 
 
+def test_workers_end_with_the_batches():
+    found = batches(numbered(), seed=0, batch_size=8, start=0, stop=640, num_workers=1)
+    next(found)
+    assert len(multiprocessing.active_children()) == 1
+    found.close()
+    assert multiprocessing.active_children() == []
+
+
 def wait_as_a_worker(ready):
     leave_signals_to_main(0)
     ready.set()
@@ -104,8 +115,10 @@ def test_batches_of_buckets_have_one_size_each(pictures):
     found = load(source, stop=60)
     assert {tuple(batch.x.shape[2:]) for batch in found} == set(source.buckets[:2])
     assert same(load(source, start=16, stop=60), found[2:])
-    with pytest.raises(ValueError, match="resume with the batch_size that the run began with"):
-        load(source, start=4, stop=600)
+    assert same(load(source, start=20, stop=60)[1:], found[3:])
+    message = r"samples of the sizes \[.*\] cannot be put into one batch; .* order\(seed, batch_size\) gives for"
+    with pytest.raises(ValueError, match=message):
+        source.load([0, 1], [0, 1], 0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -131,6 +144,11 @@ def test_unreadable_files_are_counted_over_all_workers(tmp_path, pictures, num_w
         ({"world": 3}, r"batch_size \(8\) must be a multiple of 3, which is 3 processes times .* \(1\): 6 or 9"),
         ({"world": 8, "accumulation": 2}, r"must be a multiple of 16, .*: 16\."),
         ({"world": 4, "stop": 62}, r"last batch .* over 4 processes .* set num_images to 60 or 64 instead of 62"),
+        (
+            {"world": 4, "start": 6},
+            r"what is left of the batch in which training stopped, at 6 images, cannot be cut evenly over 4 processes "
+            r"times accumulation \(1\): go on with as many as before",
+        ),
         ({"start": 65}, r"start must be from 0 to stop \(64\), got 65"),
         ({"start": -1}, r"got -1"),
         ({"rank": 1}, "rank must be from 0 to 0, got 1"),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import warnings
 from logging import Handler
@@ -546,14 +544,16 @@ def test_a_part_of_a_repository_that_is_not_here(saved, tmp_path, monkeypatch, n
         load_codec(name, scale=SCALE, **options)
 
 
-def test_offline(tmp_path):
+def test_offline(tmp_path, monkeypatch):
     needs_diffusers()
-    code = "from ditzoo.media import load_codec\nload_codec('someone/some-vae', scale=1.0)"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1] == (
-        "OSError: autoencoder someone/some-vae is not on this machine. HF_HUB_OFFLINE is set, so that nothing is "
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # read from the environment when the package is imported
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(OSError, match="is not on this machine") as error:
+        load_codec("someone/some-vae", scale=1.0)
+    assert str(error.value) == (
+        "autoencoder someone/some-vae is not on this machine. HF_HUB_OFFLINE is set, so that nothing is "
         "fetched: unset it, or give a local folder in its place; on a machine with a network `hf download "
         "someone/some-vae --local-dir FOLDER` fills one."
     )

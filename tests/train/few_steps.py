@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ditzoo.data import load_digits_split
 from ditzoo.data.source import TensorSource
+from ditzoo.models import DiffusionTransformer
 from ditzoo.recipe import Recipe
 from ditzoo.train.checkpoints import Checkpoints, load_state
 from ditzoo.train.devices import Devices, make_devices
@@ -54,14 +55,18 @@ def start(name: str, devices: Devices | None = None, **changes: Any) -> Training
     return Training(model, recipe, opts, devices)
 
 
-def go(training: Training, steps: int) -> list[float]:
-    """Losses of the next steps."""
+def digits_source(model: DiffusionTransformer) -> TensorSource:
+    """A few digits, as large as the model has them."""
     digits = load_digits_split("train")
     images = digits.images[:40]
-    if training.model.input_size != images.shape[-1]:
-        images = torch.nn.functional.interpolate(images, training.model.input_size)
-    source = TensorSource(images, digits.labels[:40])
-    return [step.terms["loss"] for step in islice(training.steps(source), steps)]
+    if model.input_size != images.shape[-1]:
+        images = torch.nn.functional.interpolate(images, model.input_size)
+    return TensorSource(images, digits.labels[:40])
+
+
+def go(training: Training, steps: int) -> list[float]:
+    """Losses of the next steps."""
+    return [step.terms["loss"] for step in islice(training.steps(digits_source(training.model)), steps)]
 
 
 def save(training: Training, folder: Path) -> None:

@@ -20,17 +20,19 @@ from ditzoo.train.checkpoints import Checkpoints
 from ditzoo.train.monitor import MetricsFile
 from ditzoo.train.runs import run
 
-#: Images between two checkpoints, and in all.
-EVERY, TOTAL, BATCH = 16, 240, 8
+#: Images between two checkpoints, and of a step.
+EVERY, BATCH = 16, 8
+#: Times at which a checkpoint is half written, or a file has a temporary name, of about two checkpoints.
+MOMENTS = 24
 
 
-def settings(out):
+def settings(out, total):
     return make_config(
         {
             "out": str(out),
             "model": "mdtv2_ti_2",
             "model_options": {"depth": 4, "decode_layer": 2, "hidden_size": 16, "num_heads": 2},
-            "num_images": TOTAL,
+            "num_images": total,
             "batch_size": BATCH,
             "flip": True,
             "log_every": 24,
@@ -99,9 +101,9 @@ def started(folder):
     return [row["seen"] for row in MetricsFile(folder / "metrics.jsonl").rows("start")]
 
 
-def outcome(folder):
+def outcome(folder, total):
     """What must be the same: weights, averages, optimiser, and the curve."""
-    last = folder / "checkpoints" / f"{TOTAL:09d}"
+    last = folder / "checkpoints" / f"{total:09d}"
     files = {name: (last / name).read_bytes() for name in ("model.safetensors", "training.safetensors")}
     files |= {path.name: path.read_bytes() for path in sorted((folder / "ema").iterdir())}
     rows = [
@@ -113,34 +115,39 @@ def outcome(folder):
 
 def main(folder, kills):
     whole, killed = folder / "whole", folder / "killed"
+    total = EVERY * (2 * kills + 6)  # a life has a checkpoint or two, and the last kill needs a run to kill
     start = time.monotonic()
-    assert ended(in_a_child(lambda: run(settings(whole)))) == 0
-    duration = time.monotonic() - start
+    assert ended(in_a_child(lambda: run(settings(whole, total)))) == 0
+    interval = (time.monotonic() - start) * EVERY / total
     generator = random.Random(0)
     for number in range(kills):
         before, starts = newest(killed), started(killed)
+        moment = generator.randrange(1, MOMENTS + 1) if number % 2 else None
 
-        def work(number=number):
-            if number % 2:
-                die_in_a_write(generator.randrange(1, 60))
-            run(settings(killed))
+        def work(moment=moment):
+            if moment is not None:
+                die_in_a_write(moment)
+            run(settings(killed, total))
 
         pid = in_a_child(work)
-        if number % 2 == 0:
-            time.sleep(generator.uniform(0.1, 0.9) * duration)
+        if moment is None:
+            deadline = time.monotonic() + 60
+            while number and started(killed) == starts:  # the first may die before it has a folder
+                assert time.monotonic() < deadline, "the run does not start again"
+                time.sleep(0.01)
+            time.sleep(generator.uniform(0, 3) * interval)
             os.kill(pid, signal.SIGKILL)
         code = ended(pid)
-        generator.random()  # the child's draws are not seen here
-        assert code in (-signal.SIGKILL, 0), code
+        assert code == -signal.SIGKILL, code
         after = newest(killed)
         assert after >= before, "a checkpoint was lost"
         if (now := started(killed)) != starts:  # it may have been killed before it began
             assert now == [*starts, before], "the run did not go on from the newest checkpoint"
-        print(f"kill {number + 1}: exit {code}, from {before} to {after} images", flush=True)
-    assert ended(in_a_child(lambda: run(settings(killed)))) == 0
+        print(f"kill {number + 1}: from {before} to {after} images of {total}", flush=True)
+    assert ended(in_a_child(lambda: run(settings(killed, total)))) == 0
     left = [path.name for path in (killed / "checkpoints").iterdir()]
-    files, rows = outcome(whole)
-    files_killed, rows_killed = outcome(killed)
+    files, rows = outcome(whole, total)
+    files_killed, rows_killed = outcome(killed, total)
     assert rows == rows_killed, "the curve differs"
     assert files.keys() == files_killed.keys(), sorted(files_killed)
     for name, content in files.items():

@@ -78,9 +78,11 @@ def test_a_dry_run_of_a_preset_shows_sources(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_dry_run_counts_what_is_frozen_and_tells_what_a_preset_leaves_out() -> None:
     lines = shown(run("--dry-run", "--freeze", "blocks.*"))
     assert lines["network"] == "DiT, 329,988 parameters, 30,212 of which train"
-    lines = shown(run("--dry-run", "--model", "mdtv2_ti_2.digits", "--lora-rank", "4"))
+    lines = shown(run("--dry-run", "--model", "mdtv2_ti_2.digits"))
     assert lines["recipe"] == "v_prediction under cosine, loss mse, 0.3 of the tokens masked in a second pass"
-    assert lines["note"] == "Counted as if all weights trained: low-rank updates need less memory."
+    lines = shown(run("--dry-run", "--from", "dit_ti_2.digits", "--lora-rank", "4"))
+    assert lines["network"] == "DiT, 353,540 parameters, 23,552 of which train"
+    assert lines["note"].startswith("What loading resizes, such as the label table for other classes, trains too")
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,30 @@ import json
 import os
 import subprocess
 import sys
+from itertools import islice
 
 import pytest
 import torch
 
 from ditzoo.models import DiffusionTransformer
-from ditzoo.train import make_config, run
+from ditzoo.train import Training, make_config, run
 from ditzoo.train.checkpoints import Checkpoints, load_state
-from ditzoo.train.devices import make_devices
+from ditzoo.train.devices import Devices, make_devices
 from ditzoo.train.monitor import MetricsFile
 from ditzoo.train.state import check_optimizer, full_state
-from tests.train.few_steps import OPTIMIZERS, ROOT, betas, go, in_processes, options, resume, save, start, tensors
+from tests.train.few_steps import (
+    OPTIMIZERS,
+    ROOT,
+    betas,
+    digits_source,
+    go,
+    in_processes,
+    options,
+    resume,
+    save,
+    start,
+    tensors,
+)
 from tests.zoo import TINY
 
 #: Of timm's optimisers some, with state of different kinds: counters in groups, factored moments, several averages.
@@ -214,6 +227,38 @@ def test_bfloat16_runs_products_in_it_and_keeps_weights_and_losses() -> None:
     assert {weight.dtype for weight in training.weights.values()} == {torch.float32}
     assert losses == pytest.approx(exact, rel=1e-2)
     assert losses != exact
+
+
+def in_float16(**changes) -> Training:
+    return start("dit_ti_2", Devices(device=torch.device("cpu"), precision="float16"), precision="float16", **changes)
+
+
+def test_float16_leaves_out_steps_that_overflow_and_scales_less() -> None:
+    training = in_float16()
+    scales, updated, losses = [], [], []
+    for step in islice(training.steps(digits_source(training.model)), 3):
+        scales.append(training.devices.state_dict()["scale"])
+        updated.append(step.updated)
+        losses.append(step.terms["loss"])
+    assert updated == [True, False, True]
+    assert scales == [65536.0, 32768.0, 32768.0]
+    assert losses[:2] == pytest.approx(go(start("dit_ti_2"), 2), rel=1e-3)
+    resumed = in_float16().devices
+    resumed.load_state_dict(json.loads(json.dumps(training.devices.state_dict())))
+    assert resumed.state_dict() == training.devices.state_dict()
+
+
+def test_float16_stops_where_gradients_stay_infinite_at_any_scale() -> None:
+    training = in_float16(num_images=800)
+    training.weights["final_layer.linear.weight"].register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match=r"(?s)Step 17 .*the gradient is not finite in final_layer\."):
+        go(training, 100)
+    assert training.devices.state_dict()["scale"] == 1.0
+    # Left out as asked, steps do not scale further down, where there would be no way back.
+    training = in_float16(num_images=800, on_non_finite="skip")
+    training.weights["final_layer.linear.weight"].register_hook(lambda gradient: gradient * float("inf"))
+    go(training, 18)
+    assert training.devices.state_dict()["scale"] == 1.0
 
 
 def refuse(monkeypatch, message: str, environment: dict[str, str] | None = None, **changes) -> None:

@@ -9,7 +9,9 @@ from ditzoo.metrics import count_macs
 from ditzoo.metrics.memory import peak_memory
 from ditzoo.train.config import make_config
 from ditzoo.train.estimate import Estimate, Memory, estimate, kept_for_backward
+from ditzoo.train.finetune import add_lora, freeze
 from ditzoo.train.network import meta_network
+from ditzoo.train.precision import keep_norms_in_float32
 
 
 @pytest.fixture
@@ -55,10 +57,10 @@ def test_memory_by_setting() -> None:
     plain = cost({"model": "dit_ti_2"}).memory
     params, trained = 329_988, 328_964
     assert (plain.weights, plain.gradients, plain.optimizer) == (4 * params, 4 * trained, 8 * trained)
-    assert (plain.averages, plain.casts, plain.adds_up) == (4 * params, 0, False)
+    assert (plain.averages, plain.casts, plain.adds_up) == (4 * trained, 0, False)
     assert plain.activations == 16_000
     profiles = cost({"model": "dit_ti_2", "ema_profiles": "0.05,0.1", "optimizer": "adan"}).memory
-    assert (profiles.averages, profiles.optimizer) == (12 * params, 16 * trained)
+    assert (profiles.averages, profiles.optimizer) == (12 * trained, 16 * trained)
     halves = cost({"model": "dit_ti_2", "accumulation": 2}).memory
     assert (2 * halves.activations, halves.adds_up) == (plain.activations, True)
     spread = cost({"model": "dit_ti_2"}, processes=4).memory
@@ -83,13 +85,16 @@ def test_memory_by_setting() -> None:
 def test_activations_are_those_that_are_measured(name: str, precision: str, checkpointing: bool) -> None:
     batch = 16
     model = ditzoo.create(name)
-    casts, kept = kept_for_backward(model, precision, checkpointing=checkpointing)
+    mask_ratio = model.config.get("mask_ratio")
+    casts, kept = kept_for_backward(model, precision, mask_ratio=mask_ratio, checkpointing=checkpointing)
+    if precision == "bfloat16":
+        keep_norms_in_float32(model)
     model.set_grad_checkpointing(checkpointing)
     x = torch.randn(batch, model.in_channels, model.input_size, model.input_size)
     t, y = torch.rand(batch), torch.zeros(batch, dtype=torch.int64)
     masks = [None]
-    if model.config.get("mask_ratio") is not None:
-        masks.append(random_token_mask(batch, model.num_tokens(), model.config["mask_ratio"]))
+    if mask_ratio is not None:
+        masks.append(random_token_mask(batch, model.num_tokens(), mask_ratio))
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
@@ -106,5 +111,34 @@ def test_activations_are_those_that_are_measured(name: str, precision: str, chec
 
 
 def test_casts_are_copies_of_the_weights_of_products() -> None:
-    casts, _ = kept_for_backward(meta_network(make_config()), "bfloat16", checkpointing=False)
+    casts, _ = kept_for_backward(meta_network(make_config()), "bfloat16", mask_ratio=None, checkpointing=False)
     assert casts == pytest.approx(2 * 329_988, rel=0.1)
+
+
+def test_frozen_weights_keep_less() -> None:
+    network = meta_network(make_config())
+    whole = kept_for_backward(network, "float32", mask_ratio=None, checkpointing=False)
+    freeze(network, ["*embedder.*", "blocks.0.*", "blocks.1.*", "blocks.2.*"])
+    rest = kept_for_backward(network, "float32", mask_ratio=None, checkpointing=False)
+    assert 0 < rest[1] < 0.5 * whole[1]
+
+
+def test_low_rank_updates_are_counted_as_they_are() -> None:
+    pytest.importorskip("peft")
+    config = make_config({"from_weights": "dit_ti_2.digits", "lora_rank": 4})
+    network = meta_network(config)
+    whole = estimate(config, network).memory
+    add_lora(network, rank=4)
+    found = estimate(config, network)
+    assert found.num_trained == 23_552
+    assert found.memory.gradients == found.memory.averages == 4 * 23_552
+    assert found.memory.optimizer == 8 * 23_552
+    assert found.memory.weights == whole.weights + 4 * 23_552
+    assert found.memory.total < whole.total
+
+
+@pytest.mark.usefixtures("counted")
+def test_the_recipes_mask_ratio_decides_what_the_masked_pass_costs() -> None:
+    own, more = cost({"model": "mdtv2_ti_2"}), cost({"model": "mdtv2_ti_2", "recipe": {"mask_ratio": 0.75}})
+    none = cost({"model": "mdtv2_ti_2", "recipe": {"mask_ratio": None}})
+    assert 3 * own.gmacs == none.training_gmacs < more.training_gmacs < own.training_gmacs

@@ -74,7 +74,7 @@ def test_a_checkpoint_that_training_wrote_with_adapters_is_found(tmp_path):
     assert all(torch.equal(kept[name], value) for name, value in state.tensors.items())
 
 
-@pytest.mark.parametrize("damage", ["shorter", "missing", "torn", "no config"])
+@pytest.mark.parametrize("damage", ["shorter", "missing", "torn", "no config", "no sizes"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
     run = a_run(tmp_path / "mine")
     newest = run / "checkpoints" / "000000064"
@@ -85,7 +85,8 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
     elif damage == "torn":
         (newest / "training.json").write_text('{"files": {"config.js')
     else:
-        (newest / "training.json").write_text('{"files": {}}')
+        files = "{}" if damage == "no config" else '["config.json"]'
+        (newest / "training.json").write_text(f'{{"files": {files}}}')
     assert model_folder(run).name == "000000032"
 
 
@@ -99,6 +100,12 @@ def test_a_run_without_a_whole_checkpoint_is_told(tmp_path):
     for load in (DiT.from_pretrained, Pipeline.from_pretrained, start_model):
         with pytest.raises(FileNotFoundError, match=r"mine is a training run without a whole checkpoint"):
             load(run)
+
+
+def test_a_run_that_has_not_come_to_a_checkpoint_is_told(tmp_path):
+    (tmp_path / "run.yaml").write_text("model: dit_ti_2")
+    with pytest.raises(FileNotFoundError, match="is a training run without a whole checkpoint; let it train on"):
+        DiT.from_pretrained(tmp_path)
 
 
 # Where fine-tuning starts.
@@ -288,6 +295,15 @@ def test_targets_are_patterns_of_linear_layers():
     ]
     with pytest.raises(ValueError, match=r"no linear layer is called 'blocks.0.atn'. Did you mean blocks.0.attn"):
         add_lora(lively("dit_ti_2"), rank=1, targets=["blocks.0.atn"])
+
+
+def test_freezing_knows_layers_with_adapters_by_their_own_names():
+    model = lively("dit_ti_2")
+    add_lora(model, rank=1)
+    assert freeze(model, ["blocks.0.mlp.fc1.weight"]) == ["blocks.0.mlp.fc1.weight"]
+    assert "blocks.0.mlp.fc1.lora_A.default.weight" in trained(model)
+    freeze(model, ["blocks.0.*"])
+    assert not any(name.startswith("blocks.0.") for name in trained(model))
 
 
 def test_a_block_that_only_ends_like_a_target_has_no_adapter():

@@ -104,6 +104,14 @@ def test_a_few_steps_on_a_few_images_lower_the_loss(name: str) -> None:
 def test_an_unconditional_model_trains_without_labels() -> None:
     result = train(fresh(num_classes=0), DIGITS.images, None, RECIPE, TrainOptions(num_images=64))
     assert all(math.isfinite(loss) for loss in result.losses)
+    labelled = train(fresh(num_classes=0), DIGITS.images, DIGITS.labels, RECIPE, TrainOptions(num_images=64))
+    assert labelled.losses == result.losses
+
+
+def test_labels_that_the_model_has_no_class_for_are_refused() -> None:
+    message = r"labels go up to 9 and the model has 9 classes: create it with num_classes=10, or with 0"
+    with pytest.raises(ValueError, match=message):
+        train(fresh(num_classes=9), DIGITS.images, DIGITS.labels, RECIPE, TrainOptions(num_images=64))
 
 
 def test_a_loss_that_is_not_finite_stops_and_says_where() -> None:

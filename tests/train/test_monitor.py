@@ -119,6 +119,10 @@ def test_tensorboard_gets_the_rows_and_a_resumed_run_hides_what_it_writes_again(
     again.log({"kind": "train", "seen": 96, "loss": 5.0})
     again.close()
     assert scalars(run / "tensorboard") == {"train/loss": [(32, 32.0), (64, 64.0), (96, 5.0)]}
+    anew = Trackers(["tensorboard"], run=run, config={})  # as after a kill before the first checkpoint
+    anew.log({"kind": "train", "seen": 32, "loss": 7.0})
+    anew.close()
+    assert scalars(run / "tensorboard") == {"train/loss": [(32, 7.0)]}
 
 
 def test_every_tracker_gets_every_row(monkeypatch, tmp_path):
@@ -150,8 +154,15 @@ def test_every_tracker_gets_every_row(monkeypatch, tmp_path):
     trackers = Trackers(["wandb"], run=tmp_path / "mine", config={"seed": 1, "betas": (0.9, 0.99)})
     MetricsFile(tmp_path / "m.jsonl", trackers).append("evaluation", 64, frechet_distance=2.5, extractor="x", gone=None)
     trackers.close()
+    run_id = (tmp_path / "mine" / "wandb" / "run-id").read_text()
+    options = {"name": "mine", "dir": str(tmp_path / "mine"), "id": run_id, "resume": "allow"}
+    assert len(run_id) == 32
+    Trackers(["wandb"], run=tmp_path / "mine", config={}, seen=64)
+    again = calls[5:]
+    del calls[5:]
+    assert again == [("new", "ditzoo", options), "start", {}]  # a run that goes on is the same one there
     assert calls == [
-        ("new", "ditzoo", {"name": "mine", "dir": str(tmp_path / "mine")}),
+        ("new", "ditzoo", options),
         "start",
         {"seed": 1, "betas": "(0.9, 0.99)"},
         (64, {"evaluation/frechet_distance": 2.5, "evaluation/extractor": "x"}),
@@ -240,7 +251,7 @@ def test_the_packaged_weights_are_nearer_than_random_ones():
 
 def test_processes_can_share_the_samples():
     model, evaluator = lively("dit_ti_2"), Evaluator(QUICK, DIGITS, num_samples=40, batch_size=16)
-    parts = [evaluator.features(model, range(0, 13)), evaluator.features(model, range(13, 40))]
+    parts = [evaluator.features(model, share) for share in (range(0, 13), range(13, 13), range(13, 40))]
     assert evaluator.distance(torch.cat(parts)).value == pytest.approx(evaluator(model).value, rel=1e-5)
 
 
@@ -304,6 +315,18 @@ def test_latents_are_decoded(monkeypatch):
     (real,) = FakeInception()(to_uint8(latents.x[[0, 1, 3, 4], :3]))
     assert np.allclose(evaluator.reference.mean, real.mean(0).numpy())
     assert torch.equal(torch.cat(decoded), latents.x[[0, 1, 3, 4]])
+
+
+def test_what_cannot_be_read_of_the_data_is_told(monkeypatch, caplog):
+    fake_torch_fidelity(monkeypatch, FakeInception)
+
+    class Torn(TensorSource):
+        def load(self, indices, numbers, seed):
+            return super().load(indices, numbers, seed)._replace(unreadable=("5.png is torn",))
+
+    evaluator = Evaluator(QUICK, Torn(COLOURS.x, None), num_samples=8)
+    assert evaluator.reference.num_samples == 8
+    assert caplog.messages == ["5.png is torn"]
 
 
 def test_grey_images_get_three_channels(monkeypatch):

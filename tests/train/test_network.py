@@ -13,6 +13,7 @@ from ditzoo.data.source import TensorSource
 from ditzoo.recipe import Recipe
 from ditzoo.train.config import make_config
 from ditzoo.train.network import meta_network, network_options, open_data, run_recipe
+from tests.hub_server import HubServer, use_hub
 
 
 def source(shape: tuple[int, int, int] = (3, 16, 16), num_classes: int = 5) -> TensorSource:
@@ -142,5 +143,21 @@ def test_the_network_of_a_folder_is_known_without_its_weights(tmp_path: Path) ->
     assert network.details.name == "dit_ti_2"
     with pytest.raises(TypeError, match=r"has no option 'dept'\. Did you mean depth"):
         meta_network(config, {"dept": 3})
-    with pytest.raises(ValueError, match="'hf-hub:user/repo' is known only once it is fetched: `ditzoo pull` it"):
-        meta_network(make_config({"from_weights": "hf-hub:user/repo"}))
+    for name, error, words in (
+        (str(tmp_path / "mine/model.safetensors"), ValueError, "is a file of weights, which does not say of which"),
+        ("https://example.org/a.pt", ValueError, "a.pt is a file of weights, which does not say of which network"),
+        ("runs/none", FileNotFoundError, "there is no runs/none: give a registry name, the folder of a run"),
+    ):
+        with pytest.raises(error, match=words):
+            meta_network(make_config({"from_weights": name}))
+
+
+def test_of_a_model_of_the_hub_the_description_is_enough(
+    tmp_path: Path, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ditzoo.create("dit_ti_2", depth=2).save_pretrained(tmp_path / "mine")
+    described = {"config.json": (tmp_path / "mine/config.json").read_bytes()}
+    hub_server.create("me/mine", described)
+    use_hub(monkeypatch, hub_server, cache=tmp_path / "cache")
+    network = meta_network(make_config({"from_weights": "hf-hub:me/mine", "model_options": {"num_classes": 3}}))
+    assert (network.depth, network.num_classes, network.device.type) == (2, 3, "meta")

@@ -62,11 +62,12 @@ def test_every_tiny_model_has_the_quick_benchmarks_settings() -> None:
         ("uvit_s_2.cifar10", 500_000, {"batch_size": 128}),
         ("mdt_xl_2.in256", 6_500_000, {"batch_size": 256, "learning_rate": 3e-4, "optimizer": "adamw"}),
         ("mdtv2_xl_2.in256", 5_400_000, {"learning_rate": 5e-4, "optimizer": "adan", "max_grad_norm": 1.0}),
+        ("diffit_xl_2.in512", 1_500_000, {"learning_rate": 1e-4, "batch_size": 512}),
         ("diffit_unet_32.cifar10", 200_000, {"batch_size": 512, "learning_rate": 1e-3}),
         ("diffit_unet_64.ffhq64", 200_000, {"batch_size": 256, "learning_rate": 2e-4}),
     ],
 )
-def test_what_sources_state(name: str, steps: int, settings: dict) -> None:
+def test_the_papers_settings(name: str, steps: int, settings: dict) -> None:
     config = make_config({"preset": name})
     assert config.num_images == steps * config.batch_size
     assert {option: getattr(config, option) for option in settings} == settings
@@ -76,7 +77,7 @@ def test_what_sources_state(name: str, steps: int, settings: dict) -> None:
     ("name", "settings"),
     [
         ("dit_xl_2.in256", {"betas", "max_grad_norm", "precision"}),
-        ("diffit_xl_2.in256", {"learning_rate", "num_images", "batch_size", "ema_decay", "optimizer"}),
+        ("diffit_xl_2.in256", {"num_images", "optimizer", "weight_decay", "flip"}),
         ("mdtv2_xl_2.in256", {"betas", "weight_decay", "flip"}),
     ],
 )
@@ -84,6 +85,22 @@ def test_what_no_source_says_is_ours(name: str, settings: set[str]) -> None:
     values = get_preset(name).values
     assert settings <= {option for option, setting in values.items() if setting.confidence == "ours"}
     assert str(values["betas"]).startswith("ours: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("mdt_xl_2.in256", {"num_images", "batch_size"}),
+        ("mdtv2_s_2.in256", {"num_images", "batch_size"}),
+        ("diffit_xl_2.in512", {"batch_size", "learning_rate", "ema_decay"}),
+        ("uvit_h_2.in256", {"learning_rate", "betas", "weight_decay", "warmup_images"}),
+        ("sit_b_2.in256", {"batch_size", "learning_rate", "ema_decay"}),
+    ],
+)
+def test_what_was_not_read_in_the_source_is_to_be_compared_with_it(name: str, settings: set[str]) -> None:
+    values = get_preset(name).values
+    assert settings <= {option for option, setting in values.items() if setting.confidence == "recalled"}
+    assert str(values[min(settings)]).startswith("recalled, check it: ")
 
 
 def test_larger_latents_have_larger_networks() -> None:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 from ditzoo.train import make_config, run
 from ditzoo.train.monitor import MetricsFile
@@ -106,3 +107,33 @@ def test_a_launcher_that_is_told_to_end_leaves_a_checkpoint(tmp_path):
     (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
     assert f"goes on from {checkpoint}" in said
     assert int(checkpoint.name) >= 16
+
+
+@pytest.mark.slow
+def test_processes_share_samples_and_tell_of_every_unreadable_file(tmp_path):
+    """Of three processes one has no sample to draw, and each file is met by one of them."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(24):
+        Image.new("L", (8, 8), number * 8).save(data / f"{number:02d}.png")
+    broken = {data / f"{number:02d}.png" for number in (3, 11, 20)}
+    for path in broken:
+        path.write_bytes(b"")
+    changes = {"data": str(data), "num_classes": 0, "batch_size": 12, "num_images": 48, "evaluate_every": 24}
+    changes |= {"evaluation_samples": 2, "evaluation_features": "digits", "recipe": "num_inference_steps=2"}
+    train(3, tmp_path / "three", *(f"--{name.replace('_', '-')}={value}" for name, value in changes.items()))
+    metrics = MetricsFile(tmp_path / "three/metrics.jsonl")
+    messages = {row["message"] for row in metrics.rows("event") if row["event"] == "unreadable"}
+    assert {path for path in broken if any(message.startswith(str(path)) for message in messages)} == broken
+    config = make_config(
+        {
+            **SETTINGS,
+            "model_options": SMALL,
+            **changes,
+            "recipe": {"num_inference_steps": 2},
+            "out": str(tmp_path / "one"),
+        }
+    )
+    distance = run(config).distance
+    assert [row["seen"] for row in metrics.rows("evaluation")] == [24, 48]
+    assert metrics.rows("evaluation")[-1]["frechet_distance"] == pytest.approx(float(distance), rel=1e-3)

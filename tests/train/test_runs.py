@@ -1,6 +1,7 @@
 """Runs: what is left in a folder, that going on loses nothing, and what is refused."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -144,6 +145,66 @@ def test_a_term_signal_ends_the_step_and_saves(tmp_path):
     assert_same(run(settings(tmp_path / "whole", log_every=8)), rest)
 
 
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, None), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_second_signal_interrupts_only_where_a_person_sends_it(number, error, tmp_path):
+    def stop(row):
+        if row["kind"] == "train" and row["seen"] == 24:
+            for _ in range(2):
+                signal.raise_signal(number)
+
+    config = settings(tmp_path / "run", log_every=8)
+    if error is None:
+        assert run(config, on_row=stop).checkpoint.name == "000000032"
+    else:
+        with pytest.raises(error):
+            run(config, on_row=stop)
+        assert not (tmp_path / "run/checkpoints").exists()
+    assert run(config).finished
+
+
+def test_a_run_grows_under_a_constant_learning_rate(tmp_path):
+    options = {"lr_schedule": "constant", "log_every": 8, "checkpoint_every": 1000}
+    run(settings(tmp_path / "grown", num_images=48, **options))
+    assert_same(run(settings(tmp_path / "whole", **options)), run(settings(tmp_path / "grown", **options)))
+    # From an end between two batches it goes on with the rest of that batch.
+    run(settings(tmp_path / "odd", num_images=44, **options))
+    assert run(settings(tmp_path / "odd", num_images=64, **options)).finished
+    assert [row["seen"] for row in curve(tmp_path / "odd")] == [8, 16, 24, 32, 40, 44, 48, 56, 64]
+    assert curve(tmp_path / "odd")[:5] == curve(tmp_path / "whole")[:5]
+
+
+def test_stopping_before_the_first_image_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"stop_at must be 1 or more, got 0"):
+        run(settings(tmp_path / "run"), stop_at=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_was_killed_while_it_made_its_folder_goes_on(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".run.yaml.partial-0123456789abcdef").write_text("model: di")
+    run(settings(folder), stop_at=16)
+    assert [path.name for path in folder.glob(".*")] == [".lock"]
+    # So does one that was to delete what was there.
+    monkeypatch.setattr(runs_module, "_remove", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(settings(folder, seed=1, overwrite=True))
+    monkeypatch.undo()
+    assert run(settings(folder, seed=1, overwrite=True), stop_at=8).seen == 8
+
+
+def test_samples_that_are_not_finite_give_no_distance_and_stop_nothing(tmp_path, monkeypatch):
+    def fail(self, model, indices):
+        raise FloatingPointError("samples 0 to 3 are not finite")
+
+    monkeypatch.setattr(runs_module.Evaluator, "features", fail)
+    result = run(settings(tmp_path / "run", evaluate_every=48, evaluation_samples=4))
+    assert (result.finished, result.distance) == (True, None)
+    events = MetricsFile(tmp_path / "run/metrics.jsonl").rows("event")
+    assert [(row["seen"], row["event"]) for row in events] == [(48, "no distance"), (96, "no distance")]
+    assert events[0]["message"] == "samples 0 to 3 are not finite"
+
+
 def test_a_folder_of_other_settings_is_refused(tmp_path):
     folder = tmp_path / "run"
     run(settings(folder), stop_at=8)
@@ -212,8 +273,11 @@ def spoil(model, at):
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_newest_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(Training, "steps", spoil("dit_ti_2", 6))
-    with pytest.raises(FloatingPointError, match=r"(?s)Step 7 \(56 images seen\).*loss inf.*000000040"):
-        run(settings(tmp_path / "run"))
+    with pytest.raises(FloatingPointError, match=r"(?s)Step 7 \(56 images seen\).*loss inf.*000000040") as error:
+        run(settings(tmp_path / "run", num_workers=1))
+    # What holds on to the error, as a notebook does, holds on to no process.
+    assert error.tb is not None
+    assert multiprocessing.active_children() == []
 
 
 def test_steps_that_are_not_finite_can_be_left_out(tmp_path, monkeypatch):
@@ -241,13 +305,13 @@ def kill(folder, times):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(program, cwd=root, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.count("exit -9")
+    assert done.stdout.count("kill ") == times
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
-    assert kill(tmp_path, 3) == 3
+    kill(tmp_path, 3)
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_twenty_times_too(tmp_path):
-    assert kill(tmp_path, 20) >= 15
+    kill(tmp_path, 20)
