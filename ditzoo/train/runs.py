@@ -141,6 +141,7 @@ class _Run:
         self.seconds, self.logged = 0.0, 0
         network = meta_network(config)
         self.source = open_data(config, network)
+        self._check_same_data()
         model = _model(config, network_options(config, network, self.source))
         self.recipe = run_recipe(config, model, latents=isinstance(self.source, LatentCache))
         self._open_codec(model)
@@ -219,6 +220,15 @@ class _Run:
         )
 
     # The start.
+
+    def _check_same_data(self) -> None:
+        """That all processes have the same data: machines may have copies of their own, of which one is not whole."""
+        mine, first = self.source.fingerprint, self.devices.broadcast(self.source.fingerprint)
+        if mine != first:
+            raise ValueError(
+                f"data {self.config.data!r} of process {self.devices.rank} is not that of process 0: its fingerprint is "
+                f"{mine[:12]} instead of {first[:12]}. Give all machines the same files."
+            )
 
     def _open_codec(self, model: DiffusionTransformer) -> None:
         """Check the latents, and load what decodes samples, if any will be drawn: what is missing is told here, and not

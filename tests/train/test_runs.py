@@ -17,6 +17,7 @@ from ditzoo.data import load_digits_split
 from ditzoo.pipeline import Pipeline
 from ditzoo.train import Training, make_config, run
 from ditzoo.train import runs as runs_module
+from ditzoo.train.devices import Devices
 from ditzoo.train.monitor import MetricsFile
 from ditzoo.weights.files import load_state_dict
 
@@ -226,6 +227,13 @@ def test_data_that_has_changed_is_refused(tmp_path, monkeypatch):
     (tmp_path / "run/metrics.jsonl").write_text(rows)
     with pytest.raises(ValueError, match=r"data 'digits' has changed since .*fingerprint was 00.*, is .*Restore"):
         run(settings(tmp_path / "run"))
+
+
+def test_processes_with_other_data_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Devices, "broadcast", lambda self, value: "ab" * 32)
+    with pytest.raises(ValueError, match=r"data 'digits' of process 0 is not that .* instead of abababababab\. Give all"):
+        run(settings(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_folders_that_are_no_run_are_left_alone(tmp_path):
