@@ -226,8 +226,8 @@ class _Run:
         mine, first = self.source.fingerprint, self.devices.broadcast(self.source.fingerprint)
         if mine != first:
             raise ValueError(
-                f"data {self.config.data!r} of process {self.devices.rank} is not that of process 0: its fingerprint is "
-                f"{mine[:12]} instead of {first[:12]}. Give all machines the same files."
+                f"data {self.config.data!r} of process {self.devices.rank} is not that of process 0: its fingerprint "
+                f"is {mine[:12]} instead of {first[:12]}. Give all machines the same files."
             )
 
     def _open_codec(self, model: DiffusionTransformer) -> None:

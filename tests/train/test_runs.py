@@ -231,7 +231,9 @@ def test_data_that_has_changed_is_refused(tmp_path, monkeypatch):
 
 def test_processes_with_other_data_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Devices, "broadcast", lambda self, value: "ab" * 32)
-    with pytest.raises(ValueError, match=r"data 'digits' of process 0 is not that .* instead of abababababab\. Give all"):
+    with pytest.raises(
+        ValueError, match=r"data 'digits' of process 0 is not that .* instead of abababababab\. Give all"
+    ):
         run(settings(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
