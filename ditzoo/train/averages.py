@@ -9,17 +9,20 @@ images seen.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ditzoo.media.files import writing
+from ditzoo.media.files import remove_leftovers, writing
 from ditzoo.models import DiffusionTransformer
-from ditzoo.train.options import TrainOptions
+from ditzoo.train.options import WIDEST, TrainOptions
 from ditzoo.weights.checks import shown, some
 from ditzoo.weights.files import load_state_dict
 from ditzoo.weights.folders import CHECKPOINTS, load_model, model_folder
@@ -27,6 +30,10 @@ from ditzoo.weights.shards import write_safetensors
 
 #: In the folder of a run.
 SNAPSHOTS = "ema"
+#: By how much a reconstructed average's weight over time may miss its own before a warning.
+_TOLERATED = 0.05
+
+_Numbers: TypeAlias = float | NDArray[np.float64]
 
 
 class Averages:
@@ -57,6 +64,8 @@ class Averages:
     def update(self, *, step: int, seen: int, batch_size: int) -> None:
         """Take the weights after a step into account; after the first one averages are these weights.
 
+        Also where the step left the weights as they were: to a power function that is time in which they stood still.
+
         Args:
             step: 0 for the first.
             seen: images seen, those of the step included.
@@ -84,7 +93,7 @@ def width_to_exponent(width: float) -> float:
     Raises:
         ValueError: for a width that no gamma of 0 or more has.
     """
-    if not 0 < width <= 12**-0.5:
+    if not 0 < width <= WIDEST:
         raise ValueError(f"width must be above 0 and at most 0.288, got {width}.")
     inverse = width**-2
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
@@ -129,6 +138,8 @@ def write_snapshots(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], s
         OSError: where they cannot be written.
     """
     snapshots = []
+    if folder.is_dir():
+        remove_leftovers(folder)
     for key in tensors:
         if key != "ema":
             snapshot = Snapshot(folder / f"{seen:09d}-{key}.safetensors", seen, float(key))
@@ -140,7 +151,7 @@ def write_snapshots(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], s
 
 def find_snapshots(folder: Path) -> list[Snapshot]:
     """The snapshots in a folder, oldest first."""
-    found = ((path, re.fullmatch(r"(\d+)-(0\.\d+)", path.stem)) for path in folder.glob("*.safetensors"))
+    found = ((path, re.fullmatch(r"(\d+)-(\d[\d.e-]*)", path.stem)) for path in folder.glob("*.safetensors"))
     snapshots = [Snapshot(path, int(match[1]), float(match[2])) for path, match in found if match]
     return sorted(snapshots, key=lambda snapshot: (snapshot.seen, snapshot.width))
 
@@ -172,8 +183,17 @@ def reconstruct(folder: Path, width: float, *, seen: int | None = None) -> dict[
     # An average at a time that has snapshots needs none of later times.
     used = [snapshot for snapshot in snapshots if snapshot.seen <= end or end not in times]
     parts = [(width_to_exponent(snapshot.width), snapshot.seen) for snapshot in used]
+    factors, error = combination(parts, (exponent, end))
+    if error > _TOLERATED:
+        kept = ", ".join(f"{each:g}" for each in sorted({snapshot.width for snapshot in used}))
+        warnings.warn(
+            f"width {width:g} at {end:,} images is known from {len(used)} snapshots in {folder} to {error:.0%} only: "
+            f"weights may be worse than they are. Take a width nearer to those kept ({kept}), or train with more "
+            "snapshots (a smaller checkpoint_every) or with ema_profiles around it.",
+            stacklevel=2,
+        )
     total: dict[str, Tensor] = {}
-    for snapshot, factor in zip(used, combination(parts, (exponent, end)), strict=True):
+    for snapshot, factor in zip(used, factors, strict=True):
         for name, tensor in load_state_dict(snapshot.path).items():
             part = tensor.double() * factor
             total[name] = part if name not in total else total[name].add_(part)
@@ -208,25 +228,34 @@ def reconstructed_model(run: Path | str, width: float, *, seen: int | None = Non
     return model
 
 
-def combination(parts: Sequence[tuple[float, int]], goal: tuple[float, int]) -> list[float]:
+def combination(parts: Sequence[tuple[float, int]], goal: tuple[float, int]) -> tuple[list[float], float]:
     """Factors of the snapshots whose weighted sum has a weight over time as near as can be to another's, by least
     squares (appendix C).
 
     Args:
         parts: (gamma, time) of each snapshot.
         goal: those of the average that is wanted.
+
+    Returns:
+        The factors, and how far their sum is from the goal: the norm of the difference of the weights over time, as a
+        part of the goal's. Factors of a sum that is near add up to 1.
     """
-    gram = np.array([[inner_product(a, b) for b in parts] for a in parts])
-    wanted = np.array([inner_product(a, goal) for a in parts])
+    gammas, times = np.array(parts, dtype=np.float64).T
+    gram = inner_product((gammas[:, None], times[:, None]), (gammas, times))
+    wanted = inner_product((gammas, times), goal)
     # Rows and columns scaled to a unit diagonal: snapshots of early times have tall and narrow weights.
     scale = 1 / np.sqrt(np.diag(gram))
-    factors, *_ = np.linalg.lstsq(gram * scale[:, None] * scale, wanted * scale, rcond=1e-12)
-    return list((factors * scale).tolist())
+    solution, *_ = np.linalg.lstsq(gram * scale[:, None] * scale, wanted * scale, rcond=1e-12)
+    factors = solution * scale
+    squared = 1 + (factors @ gram @ factors - 2 * factors @ wanted) / inner_product(goal, goal)
+    return factors.tolist(), float(max(0.0, squared) ** 0.5)
 
 
-def inner_product(a: tuple[float, int], b: tuple[float, int]) -> float:
+def inner_product(a: tuple[_Numbers, _Numbers], b: tuple[_Numbers, _Numbers]) -> Any:
     """The integral over time of the product of two power-function weights (gamma, time), each (gamma + 1) tau^gamma /
-    t^(gamma + 1) up to its time t, and 0 after it."""
-    (gamma_a, t_a), (gamma_b, t_b) = sorted((a, b), key=lambda part: part[1])
+    t^(gamma + 1) up to its time t, and 0 after it. Numbers, or arrays of many."""
+    (gamma_a, t_a), (gamma_b, t_b) = a, b
     # The earlier one ends the integral; in ratios, because the powers themselves overflow.
-    return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * (t_a / t_b) ** gamma_b / t_b
+    earlier, later = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
+    gamma = np.where(np.less(t_a, t_b), gamma_b, gamma_a)
+    return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * (earlier / later) ** gamma / later

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,18 +121,18 @@ class Checkpoints:
             ValueError: where `extra` is not JSON, or the model is none that a folder can describe.
         """
 
+        # The averaged weights are in the model's file, unless that has other ones, such as merged adapters.
+        held = model.state_dict()
+        shared = [name for name, tensor in state.average("ema").items() if _is_equal(held.get(name), tensor)]
+        left_out = {EMA + name for name in shared}
+        tensors = {name: tensor for name, tensor in state.tensors.items() if name not in left_out}
+
         def fill(folder: Path) -> dict[str, Any]:
             save_model(model, folder)
-            # The averaged weights are in the model's file, unless that has other ones, such as merged adapters.
-            held = model.state_dict()
-            shared = [name for name, tensor in state.average("ema").items() if _is_equal(held.get(name), tensor)]
-            left_out = {EMA + name for name in shared}
-            tensors = {name: tensor for name, tensor in state.tensors.items() if name not in left_out}
             write_safetensors(folder / TRAINING_STATE, tensors)
             return {"step": step, "optimizer": state.optimizer, "extra": dict(extra or {}), "ema_in_model": shared}
 
-        tensors = [*model.state_dict().values(), *state.tensors.values()]
-        return self.write(seen, fill, num_bytes=sum(tensor.numel() * tensor.itemsize for tensor in tensors))
+        return self.write(seen, fill, num_bytes=num_bytes([*held.values(), *tensors.values()]))
 
     def write(self, seen: int, fill: Callable[[Path], Mapping[str, Any]], *, num_bytes: int) -> Path:
         """As `save`, of whatever files.
@@ -149,7 +149,7 @@ class Checkpoints:
             shutil.rmtree(path)
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)  # before space is measured
-        self._check_space(num_bytes + _SLACK)
+        self.check_space(num_bytes)
         with writing_folder(path) as temporary:
             entries = fill(temporary)
             files = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
@@ -161,12 +161,21 @@ class Checkpoints:
                 "files": files,
             }
             (temporary / PROGRESS).write_text(json.dumps(progress, allow_nan=False) + "\n", encoding="utf-8")
-            _flush(temporary)  # a machine that goes down later must not lose what older ones are removed for
+            _flush([*temporary.iterdir(), temporary])
+        _flush([self.folder])  # a machine that goes down later must not lose what older ones are removed for
         self._prune()
         return path
 
-    def _check_space(self, num_bytes: int) -> None:
-        free = shutil.disk_usage(self.folder).free
+    def check_space(self, num_bytes: int) -> None:
+        """That files of so many bytes, their headers not counted, can be written.
+
+        Raises:
+            OSError: there is too little space; the message names both numbers.
+        """
+        num_bytes += _SLACK
+        # The folder may be made later.
+        there = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
+        free = shutil.disk_usage(there).free
         if free < num_bytes:
             raise OSError(
                 errno.ENOSPC,
@@ -187,7 +196,7 @@ class Checkpoints:
                 # Under a name of leftovers, so that a process killed here leaves no half checkpoint.
                 doomed = checkpoint.path.with_name(f".{checkpoint.path.name}.partial-removed")
                 os.replace(checkpoint.path, doomed)
-                shutil.rmtree(doomed)
+        remove_leftovers(self.folder)
 
 
 def load_state(checkpoint: Checkpoint) -> TrainingState:
@@ -214,11 +223,19 @@ def _is_equal(held: torch.Tensor | None, tensor: torch.Tensor) -> bool:
     return held is not None and held.dtype == tensor.dtype and torch.equal(held.cpu(), tensor)
 
 
-def _flush(folder: Path) -> None:
-    """Have the system write all files of a folder to the disk."""
-    for path in [*folder.iterdir(), folder]:
+def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """What tensors take in files, headers not counted."""
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+
+def _flush(paths: Iterable[Path]) -> None:
+    """Have the system write files and folders to the disk."""
+    for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems do not flush folders
+                raise
         finally:
             os.close(descriptor)

@@ -5,7 +5,9 @@ With one process nothing of accelerate or torch.distributed is imported.
 
 from __future__ import annotations
 
+import atexit
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ditzoo.models import DiffusionTransformer
+from ditzoo.pipeline.jobs import process_of_launcher
 from ditzoo.train.options import Precision, TrainOptions
+from ditzoo.weights.verification import checked_device
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -39,6 +43,7 @@ class Devices:
         reshard: under `fsdp`, whether a block's weights are dropped between its forward and its backward pass.
         precision: of autocast.
         cpu_group: through which all processes exchange flags and objects; None for one process.
+        joined: whether the processes met for this run, rather than before it.
     """
 
     device: torch.device
@@ -48,6 +53,7 @@ class Devices:
     reshard: bool = True
     precision: Precision = "float32"
     cpu_group: ProcessGroup | None = None
+    joined: bool = False
 
     def __post_init__(self) -> None:
         # Float16's range ends where small gradients begin: the loss is scaled up, and the gradients down again.
@@ -81,13 +87,15 @@ class Devices:
 
         unused = {weights.name for weights in model.unused_weights() if weights.rows is None}
         trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-        return DistributedDataParallel(
-            network,
-            device_ids=None if self.device.type == "cpu" else [self.device],
-            broadcast_buffers=False,  # they are constants
-            find_unused_parameters=bool(unused & trained) or (model.supports_masking and not masked),
-            gradient_as_bucket_view=True,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # it has another name
+            return DistributedDataParallel(
+                network,
+                device_ids=None if self.device.type == "cpu" else [self.device],
+                broadcast_buffers=False,  # they are constants
+                find_unused_parameters=bool(unused & trained) or (model.supports_masking and not masked),
+                gradient_as_bucket_view=True,
+            )
 
     def _shard(self, network: nn.Module, model: DiffusionTransformer) -> nn.Module:
         import torch.distributed as dist
@@ -146,15 +154,26 @@ class Devices:
 
         Returns:
             False where float16's gradients overflowed: the step is left out, and the next loss scaled up less.
+
+        Raises:
+            ValueError: for an optimiser that does not work on shards.
         """
         stepped = True
-        if self._scaler is None:
-            optimizer.step()
-        else:
-            before = self._scaler.get_scale()
-            self._scaler.step(optimizer)
-            self._scaler.update()
-            stepped = self._scaler.get_scale() >= before
+        try:
+            if self._scaler is None:
+                optimizer.step()
+            else:
+                before = self._scaler.get_scale()
+                self._scaler.step(optimizer)
+                self._scaler.update()
+                stepped = self._scaler.get_scale() >= before
+        except RuntimeError as error:
+            if self.fsdp and "DTensor" in str(error):
+                raise ValueError(
+                    f"the optimizer {type(optimizer).__name__} does not work on sharded weights; take another, such as "
+                    "'adamw', or set fsdp=False."
+                ) from error
+            raise
         optimizer.zero_grad()
         return stepped
 
@@ -222,11 +241,14 @@ class Devices:
         self.any(0)
 
     def close(self) -> None:
-        """Leave the other processes, at the end of training."""
-        if self.world > 1:
-            from accelerate import PartialState
+        """After training, let the processes part when they end; until then they can train again.
 
-            PartialState().destroy_process_group()
+        Not after a failure: others may be waiting for this process, which must end without waiting for them.
+        """
+        if self.joined:
+            from torch.distributed import destroy_process_group
+
+            atexit.register(destroy_process_group)
 
 
 def make_devices(options: TrainOptions, device: str | torch.device | None = None) -> Devices:
@@ -242,10 +264,13 @@ def make_devices(options: TrainOptions, device: str | torch.device | None = None
 
     Raises:
         ValueError: for a batch that the processes cannot share evenly, float16 on the CPU, `fsdp` without several
-            processes, and settings of accelerate that contradict the run or that ditzoo has nothing for.
+            processes, a device that is not there, and settings of accelerate that contradict the run or that ditzoo
+            has nothing for.
         ImportError: for several processes without accelerate, naming the extra to install.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    _, world = process_of_launcher()
+    if device is None and _is_set("ACCELERATE_USE_CPU"):
+        device = "cpu"
     fsdp = _check_accelerate(options) or options.fsdp
     if fsdp and world == 1:
         raise ValueError(
@@ -254,9 +279,9 @@ def make_devices(options: TrainOptions, device: str | torch.device | None = None
         )
     _check_batches(options, world)
     if world == 1:
-        found, rank, group = torch.device(_default_device() if device is None else device), 0, None
+        found, rank, group, joined = checked_device(_default_device() if device is None else device), 0, None, False
     else:
-        found, rank, group = _join(world, device)
+        found, rank, group, joined = _join(world, device)
     if options.precision == "float16" and found.type == "cpu":
         raise ValueError("precision 'float16' is for GPUs; on the CPU use 'bfloat16' or 'float32'.")
     return Devices(
@@ -267,6 +292,7 @@ def make_devices(options: TrainOptions, device: str | torch.device | None = None
         reshard=os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false",
         precision=options.precision,
         cpu_group=group,
+        joined=joined,
     )
 
 
@@ -297,8 +323,8 @@ def _multiples(number: int, of: int) -> str:
     return f"{below} or {below + of}" if below else str(of)
 
 
-def _join(world: int, device: str | torch.device | None) -> tuple[torch.device, int, ProcessGroup]:
-    """Meet the other processes."""
+def _join(world: int, device: str | torch.device | None) -> tuple[torch.device, int, ProcessGroup, bool]:
+    """Meet the other processes, unless they have met: device, rank, group on the CPU, and whether they met here."""
     if device is not None and torch.device(device).index is not None:
         raise ValueError(
             f"device {str(device)!r} is one device and there are {world} processes; give 'cpu', or none, and each "
@@ -310,22 +336,35 @@ def _join(world: int, device: str | torch.device | None) -> tuple[torch.device, 
         raise ImportError('training in several processes needs accelerate: pip install "ditzoo[train]"') from error
     import torch.distributed as dist
 
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ValueError(
+            f"WORLD_SIZE={world} in the environment comes without {', '.join(missing)}; start the processes with "
+            "torchrun or accelerate launch, or unset it."
+        )
     on_cpu = not torch.accelerator.is_available() if device is None else torch.device(device).type == "cpu"
+    joined = not dist.is_initialized()
     state = PartialState(cpu=on_cpu)
     if state.num_processes != world:
         raise ValueError(
             f"accelerate knows no way for {world} processes to meet on {state.device.type!r}; set device='cpu', or "
             "start one process."
         )
+    if device is not None and state.device.type != torch.device(device).type:
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here, where processes meet on {state.device.type!r}; give that, or "
+            "none."
+        )
     # GPUs' own backends take no tensors of the CPU.
     group: Any = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-    return state.device, state.process_index, group
+    return state.device, state.process_index, group, joined
 
 
 #: Settings of accelerate that have no effect here, and what a run has in their place.
 _ELSEWHERE = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed is not supported; shard with FSDP2: fsdp=True, or fsdp_version: 2",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed is not supported; shard with FSDP2, which splits the same as ZeRO stage 3: fsdp=True, "
+    "or distributed_type: FSDP with fsdp_version: 2",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is not supported; shard with FSDP2: fsdp=True, or fsdp_version: 2",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "weights are sharded over all processes; leave parallelism_config out",
     "FSDP_OFFLOAD_PARAMS": "weights are not moved to the CPU; shard over more processes",
     "FSDP_ACTIVATION_CHECKPOINTING": "set grad_checkpointing of the run instead",
 }
@@ -344,9 +383,10 @@ def _check_accelerate(options: TrainOptions) -> bool:
             str(options.accumulation),
             "1",
         ),
+        "ACCELERATE_DYNAMO_BACKEND": ("compile", options.compile, "inductor" if options.compile else "no", "no"),
     }
     for name, (field, value, wanted, default) in expected.items():
-        if (found := os.environ.get(name, default)) not in (default, wanted):
+        if (found := os.environ.get(name, default)).lower() not in (default, wanted):
             raise ValueError(
                 f"accelerate's configuration sets {name}={found} and the run has {field}={value!r}; set it in the run "
                 "alone."

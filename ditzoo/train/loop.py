@@ -176,8 +176,7 @@ class Training:
                 else:
                     devices.skip(self.optimizer)
                     updated = False
-                if updated:
-                    self.averages.update(step=self.step, seen=end, batch_size=end - self.seen)
+                self.averages.update(step=self.step, seen=end, batch_size=end - self.seen)
                 self.seen, self.step = end, self.step + 1
                 yield Step(self.step, self.seen, terms, rate, norm, updated, tuple(unreadable))
                 if not self.network.training:  # who looked at samples in between
@@ -235,15 +234,22 @@ class Training:
     def averaged_model(self) -> Iterator[DiffusionTransformer]:
         """The model with the averaged weights, whole, in evaluation mode; all processes must ask at the same point.
 
-        Its memory is that of the averages, where they are not sharded.
+        Its memory is that of the averages. Where they are sharded, it is on the CPU, where it takes no room from
+        training.
         """
-        averages = {name: full_tensor(tensor) for name, tensor in self.averages.tensors["ema"].items()}
-        self._averaged.load_state_dict(averages, strict=False, assign=True)
+        averages, sharded = self.averages.tensors["ema"], self.devices.fsdp
+        whole = {
+            name: full_tensor(average).to("cpu" if sharded else average.device) for name, average in averages.items()
+        }
+        self._averaged.load_state_dict(whole, strict=False, assign=True)
+        # After a resume, those of the checkpoint: what the model was made from may have changed since.
+        frozen = {name: full_tensor(weight) for name, weight in self.weights.items() if name not in averages}
+        self._averaged.load_state_dict(frozen, strict=False)
         try:
             yield self._averaged.eval()
         finally:
             if self.devices.fsdp:
-                self._averaged.to("cpu")  # where it takes no room from training
+                self._averaged.to("cpu")  # whoever drew from it had it on the device
 
 
 @dataclass(frozen=True)

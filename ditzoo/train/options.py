@@ -9,6 +9,8 @@ from typing import Literal, get_args
 Precision = Literal["float32", "bfloat16", "float16"]
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
 OnNonFinite = Literal["stop", "skip"]
+#: The relative width of the mean of all weights, gamma 0, in section 3.1 of arXiv:2312.02696.
+WIDEST = 12**-0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +78,8 @@ class TrainOptions:
         for name, values in {"ema_decay": (self.ema_decay,), "betas": self.betas}.items():
             if not values or not all(0 <= value < 1 for value in values):
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
-        if not all(0 < width < 0.289 for width in self.ema_profiles):  # gamma >= 0: arXiv:2312.02696, section 3.1
-            raise ValueError(f"ema_profiles must be relative widths between 0 and 0.28, got {self.ema_profiles}.")
+        if not all(0 < width <= WIDEST for width in self.ema_profiles):
+            raise ValueError(f"ema_profiles must be relative widths from 0 to 0.288, got {self.ema_profiles}.")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(

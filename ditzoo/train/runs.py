@@ -28,7 +28,7 @@ from ditzoo.metrics import FrechetDistance
 from ditzoo.models import DiffusionTransformer, ModelDetails
 from ditzoo.train.averages import SNAPSHOTS, write_snapshots
 from ditzoo.train.card import trained_details, write_card
-from ditzoo.train.checkpoints import Checkpoint, Checkpoints, load_state
+from ditzoo.train.checkpoints import Checkpoint, Checkpoints, load_state, num_bytes
 from ditzoo.train.config import RunConfig, make_config
 from ditzoo.train.devices import Devices, make_devices
 from ditzoo.train.finetune import add_lora, freeze, merged, start_model
@@ -111,15 +111,14 @@ def run(
     if stop_at is not None and stop_at < 1:
         raise ValueError(f"stop_at must be 1 or more, got {stop_at}.")
     devices = make_devices(config, config.device)
-    try:
-        with ExitStack() as stack:
-            if devices.is_main:
-                stack.enter_context(_claimed(config.folder))
-            stop = stack.enter_context(_StopSignals())
-            stack.enter_context(_threads_put_back())
-            return _Run(config, devices, command, on_row).train(stop, stop_at)
-    finally:
-        devices.close()
+    with ExitStack() as stack:
+        if devices.is_main:
+            stack.enter_context(_claimed(config.folder))
+        stop = stack.enter_context(_StopSignals())
+        stack.enter_context(_threads_put_back())
+        result = _Run(config, devices, command, on_row).train(stop, stop_at)
+    devices.close()
+    return result
 
 
 class _Run:
@@ -447,6 +446,8 @@ class _Run:
         if config.ema_profiles:
             whole = full_averages(training.averages, is_main=devices.is_main)
             if devices.is_main:
+                profiles = [tensor for key, group in whole.items() if key != "ema" for tensor in group.values()]
+                self.checkpoints.check_space(num_bytes([*state.tensors.values(), *profiles]))
                 write_snapshots(self.folder / SNAPSHOTS, whole, training.seen)
         with training.averaged_model() as ema:
             if devices.is_main:

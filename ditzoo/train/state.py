@@ -196,9 +196,10 @@ def _restore_optimizer(state: TrainingState, weights: Mapping[str, Tensor], opti
                     f"the checkpoint has the optimizer's state of {shown(weight)}, which is not trained; resume "
                     "with the model and the frozen weights that the run began with."
                 )
-            # An optimiser without a dimension for it keeps a counter, the same in all processes.
-            part = sharded_as(value, weights[weight]) if value.ndim else value.clone()
-            entries.setdefault(numbers[weight], {})[entry] = part
+            # An optimiser without a dimension for it keeps a counter, the same in all processes. Copies: an optimiser
+            # takes tensors as they are, and those of a file would hold its space when the checkpoint is removed.
+            part = sharded_as(value, weights[weight]) if value.ndim else value
+            entries.setdefault(numbers[weight], {})[entry] = part.clone()
     for name, plain in state.optimizer["weights"].items():
         entries.setdefault(numbers[name], {}).update(plain)
     groups = [{**now, **_as_before(now, before)} for now, before in zip(fresh, saved, strict=True)]

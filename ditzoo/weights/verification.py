@@ -47,7 +47,7 @@ def verify(
         ValueError: unknown name, device or dtype; a file that is damaged, holds no weights or would run code.
         OSError: no such file, or a folder without weights; or this installation lacks a file that comes with ditzoo.
     """
-    device = _checked_device(device)
+    device = checked_device(device)
     if dtype not in (torch.float32, *HALF_PRECISION):
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}.")
     if checkpoint is None and registry.model_info(name).packaged:
@@ -93,7 +93,12 @@ def _with_official_names(file: WeightsFile, model: DiffusionTransformer) -> Weig
         return file
 
 
-def _checked_device(device: torch.device | str) -> torch.device:
+def checked_device(device: torch.device | str) -> torch.device:
+    """The device, on which tensors can be.
+
+    Raises:
+        ValueError: they cannot; the message names it and the reason.
+    """
     try:
         found = torch.device(device)
         torch.empty(1, device=found).cpu()

@@ -10,6 +10,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from ditzoo.models import DiffusionTransformer
 from ditzoo.recipe import Recipe
 from ditzoo.train.checkpoints import Checkpoints, load_state
 from ditzoo.train.devices import Devices, make_devices
+from ditzoo.train.finetune import add_lora, freeze
 from ditzoo.train.loop import Training
 from ditzoo.train.options import TrainOptions
 from ditzoo.train.state import full_state, restore
@@ -40,9 +43,15 @@ def options(**changes: Any) -> TrainOptions:
     return TrainOptions(**{"num_images": 10 * values["batch_size"], **values})
 
 
-def start(name: str, devices: Devices | None = None, **changes: Any) -> Training:
+def start(
+    name: str,
+    devices: Devices | None = None,
+    change: Callable[[DiffusionTransformer], object] = lambda model: None,
+    **changes: Any,
+) -> Training:
     """A run before its first step, in this process alone or as one of several."""
     opts, model = options(**changes), lively(name)
+    change(model)
     devices = devices or make_devices(opts, "cpu")
     for weight in model.parameters() if devices.rank else ():
         weight.data.zero_()  # the main process decides how training begins
@@ -132,6 +141,8 @@ def task_both(folder: Path) -> dict[str, Any]:
     result["sharded"] = go(sharded, 2)
     result["kinds"] = sorted({type(weight).__name__ for weight in sharded.weights.values()})
     result["average kinds"] = sorted({type(tensor).__name__ for tensor in sharded.averages.tensors["ema"].values()})
+    states = [value for state in sharded.optimizer.state.values() for value in state.values() if value.ndim]
+    result["optimizer kinds"] = sorted({type(tensor).__name__ for tensor in states})
     result["local numel"] = sum(weight.to_local().numel() for weight in sharded.weights.values())  # type: ignore[attr-defined]
     result["class"] = type(sharded.model).__name__
     save(sharded, folder / "sharded")
@@ -139,6 +150,10 @@ def task_both(folder: Path) -> dict[str, Any]:
     resumed = start("mdtv2_ti_2", devices, fsdp=True, ema_profiles=(0.1,))
     resume(resumed, folder / "one")
     result["resumed"] = go(resumed, 1)
+    try:
+        go(start("dit_ti_2", devices, fsdp=True, optimizer="adafactor"), 1)
+    except ValueError as error:
+        result["refused"] = str(error)
     result["flags"] = devices.any(1 << devices.rank)
     result["mean"] = devices.mean(torch.tensor([1.0 + devices.rank, 4.0])).tolist()
     result["told"] = devices.broadcast(f"from {devices.rank}")
@@ -150,6 +165,54 @@ def task_families(folder: Path) -> dict[str, Any]:
     """Losses of every tiny model, sharded, in float32 and bfloat16."""
     cases = [(name, precision) for precision in ("float32", "bfloat16") for name in TINY]
     return {f"{name} {precision}": go(start(name, fsdp=True, precision=precision), 2) for name, precision in cases}
+
+
+#: Settings, and a change of the model before it trains.
+VARIANTS: dict[str, tuple[str, dict[str, Any], Callable[[DiffusionTransformer], object]]] = {
+    "masked": ("mdtv2_ti_2", {"grad_checkpointing": True, "accumulation": 2}, lambda model: None),
+    "adapters": ("mdtv2_ti_2", {"grad_checkpointing": True}, lambda model: add_lora(model, rank=2, alpha=4.0)),
+    "frozen parts": ("uvit_ti_2", {}, lambda model: freeze(model, ["*mlp*", "*attn.qkv*"])),
+    "frozen blocks": ("dit_ti_2", {}, lambda model: freeze(model, ["blocks.*"])),
+}
+
+
+def variant(name: str, devices: Devices | None = None, **changes: Any) -> Training:
+    model, settings, change = VARIANTS[name]
+    return start(model, devices, change, optimizer="sgd", learning_rate=0.05, **settings, **changes)
+
+
+def norms(training: Training) -> list[float]:
+    """Of all that a run keeps."""
+    return [tensor.norm().item() for tensor in tensors(training).values()]
+
+
+def task_variants(folder: Path) -> dict[str, Any]:
+    """Losses and norms of what is kept, replicated and sharded."""
+    result = {}
+    for name in VARIANTS:
+        for kind, fsdp in (("replicated", False), ("sharded", True)):
+            training = variant(name, fsdp=fsdp)
+            result[f"{kind} {name}"] = [go(training, 3), norms(training)]
+    return result
+
+
+def task_overflow(folder: Path) -> dict[str, Any]:
+    """Which steps are made where one process's gradients overflow in the second; float16 on the CPU is for this."""
+    result = {}
+    for fsdp in (False, True):
+        devices = replace(make_devices(options(), "cpu"), fsdp=fsdp, precision="float16")
+        backward, calls = devices.backward, []
+
+        def overflow(loss: Tensor, devices=devices, backward=backward, calls=calls) -> None:
+            calls.append(loss)
+            backward(loss * (1e36 if len(calls) == 2 and devices.rank == 1 else 1.0))
+
+        devices.backward = overflow  # type: ignore[method-assign]
+        training = start("dit_ti_2", devices, fsdp=fsdp, precision="float16")
+        updated = [step.updated for step in islice(training.steps(digits_source(training.model)), 3)]
+        everywhere = devices.gather(norms(training))
+        result[f"fsdp={fsdp}"] = [updated, devices.state_dict()["scale"], everywhere[0] == everywhere[1]]
+    return result
 
 
 def task_uneven(folder: Path) -> list[float]:

@@ -175,9 +175,51 @@ def test_an_average_of_another_width_is_near_the_one_kept_along_the_way(snapshot
 
 def test_factors_of_a_snapshot_add_up_to_one_nearly() -> None:
     parts = [(width_to_exponent(width), time) for time in range(100, 1700, 100) for width in (0.05, 0.1)]
-    factors = combination(parts, (width_to_exponent(0.13), 1600))
+    factors, error = combination(parts, (width_to_exponent(0.13), 1600))
     assert sum(factors) == pytest.approx(1, abs=1e-3)
-    assert combination(parts, parts[-1]) == pytest.approx([0.0] * 31 + [1.0], abs=1e-6)
+    assert 0 < error < 0.01
+    factors, error = combination(parts, parts[-1])
+    assert factors == pytest.approx([0.0] * 31 + [1.0], abs=1e-6)
+    assert error < 1e-6
+
+
+def test_the_error_of_a_combination_is_the_distance_of_its_density() -> None:
+    parts = [(width_to_exponent(width), time) for time in (50, 100) for width in (0.05, 0.1)]
+    goal = (width_to_exponent(0.2), 100)
+    factors, error = combination(parts, goal)
+    tau = (torch.arange(1_000_000, dtype=torch.float64) + 0.5) / 10_000
+
+    def density(gamma: float, t: int) -> torch.Tensor:
+        return torch.where(tau <= t, (gamma + 1) / t * (tau / t) ** gamma, torch.zeros_like(tau))
+
+    made = sum(factor * density(*part) for factor, part in zip(factors, parts, strict=True))
+    assert error == pytest.approx(((made - density(*goal)).norm() / density(*goal).norm()).item(), rel=1e-3)
+    assert error > 0.05
+
+
+def test_a_width_that_the_snapshots_tell_little_of_is_warned_of(snapshots, tmp_path) -> None:
+    """Factors that do not add up to 1 scale all weights."""
+    folder, _, _ = snapshots
+    for name in ("000012000-0.05", "000012000-0.1", "000012800-0.05", "000012800-0.1"):
+        shutil.copy(folder / f"{name}.safetensors", tmp_path)
+    with pytest.warns(
+        UserWarning, match=r"width 0.2 at 12,800 images is known from 4 snapshots .* to \d\d% only.*0.05, 0.1"
+    ):
+        reconstruct(tmp_path, 0.2)
+
+
+def test_an_average_that_nothing_was_added_to_goes_on_in_time() -> None:
+    """A step that float16 left out is one in which the weights stood still."""
+    weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    averages = make({"w": weight}, ema_profiles=(0.1,))
+    gamma, values = width_to_exponent(0.1), [1.0, 2.0, 2.0, 5.0]
+    for step, value in enumerate(values):
+        with torch.no_grad():
+            weight.fill_(value)
+        averages.update(step=step, seen=(step + 1) * 8, batch_size=8)
+    edges = [(k / 4) ** (gamma + 1) for k in range(5)]
+    expected = sum(value * (edges[k + 1] - edges[k]) for k, value in enumerate(values))
+    assert averages.tensors["0.1"]["w"].item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_an_average_can_end_earlier(snapshots) -> None:
@@ -186,6 +228,13 @@ def test_an_average_can_end_earlier(snapshots) -> None:
     torch.testing.assert_close(reconstruct(folder, 0.1, seen=4000)["w"], expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=r"seen must be from 800 to 12800, where .* has snapshots, got 20000"):
         reconstruct(folder, 0.1, seen=20_000)
+
+
+def test_what_killed_processes_leave_of_snapshots_goes_with_the_next(tmp_path) -> None:
+    (tmp_path / ".000000008-0.1.safetensors.partial-0123456789abcdef").write_bytes(bytes(10))
+    write_snapshots(tmp_path, {"1e-05": {"w": torch.ones(2)}, "ema": {"w": torch.ones(2)}}, 16)
+    assert [path.name for path in tmp_path.iterdir()] == ["000000016-1e-05.safetensors"]
+    assert [(each.seen, each.width) for each in find_snapshots(tmp_path)] == [(16, 1e-5)]
 
 
 def test_a_folder_without_snapshots_says_how_to_have_some(tmp_path) -> None:

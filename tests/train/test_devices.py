@@ -18,26 +18,31 @@ from ditzoo.train.state import check_optimizer, full_state
 from tests.train.few_steps import (
     OPTIMIZERS,
     ROOT,
+    VARIANTS,
     betas,
     digits_source,
     go,
     in_processes,
+    norms,
     options,
     resume,
     save,
     start,
     tensors,
+    variant,
 )
 from tests.zoo import TINY
 
 #: Of timm's optimisers some, with state of different kinds: counters in groups, factored moments, several averages.
 RESUMABLE = [*OPTIMIZERS, "adafactor", "lion", "radam", "adopt", "mars", "laprop"]
 
+LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch):
     for name in list(os.environ):
-        if name.startswith(("ACCELERATE_", "FSDP_")) or name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        if name.startswith(("ACCELERATE_", "FSDP_")) or name in LAUNCHER:
             monkeypatch.delenv(name)
 
 
@@ -71,11 +76,18 @@ def test_two_processes_of_half_a_batch_are_one_of_a_whole(both) -> None:
 
 def test_sharded_weights_are_shards_and_train_alike(both) -> None:
     _, result, one, losses = both
-    assert result["kinds"] == result["average kinds"] == ["DTensor"]
+    assert result["kinds"] == result["average kinds"] == result["optimizer kinds"] == ["DTensor"]
     total = sum(weight.numel() for weight in one.weights.values())
     assert 0.45 * total < result["local numel"] < 0.55 * total
     assert result["class"] == "MDTv2"
     assert result["sharded"] == pytest.approx(losses, rel=1e-5)
+
+
+def test_an_optimiser_that_shards_do_not_fit_is_refused_at_the_first_step(both) -> None:
+    _, result, _, _ = both
+    assert result["refused"] == (
+        "the optimizer Adafactor does not work on sharded weights; take another, such as 'adamw', or set fsdp=False."
+    )
 
 
 def test_a_sharded_checkpoint_loads_into_a_plain_model_and_one_process_goes_on(both) -> None:
@@ -108,6 +120,23 @@ def test_every_family_trains_sharded(tmp_path) -> None:
         name, precision = case.split()
         expected = go(start(name, precision=precision), 2)
         assert losses == pytest.approx(expected, rel=1e-5 if precision == "float32" else 1e-2), case
+
+
+@pytest.mark.slow
+def test_adapters_frozen_parts_and_checkpointing_train_in_processes_as_in_one(tmp_path) -> None:
+    """Under SGD, whose steps show the gradients' own precision."""
+    result = in_processes("variants", tmp_path)
+    assert len(result) == 2 * len(VARIANTS)
+    for case, (losses, sums) in result.items():
+        one = variant(case.partition(" ")[2])
+        assert losses == pytest.approx(go(one, 3), rel=1e-6), case
+        assert sums == pytest.approx(norms(one), rel=1e-5, abs=1e-6), case
+
+
+@pytest.mark.slow
+def test_float16_overflows_in_all_processes_where_it_does_in_one(tmp_path) -> None:
+    for case, (updated, scale, same) in in_processes("overflow", tmp_path).items():
+        assert (updated, scale, same) == ([True, False, True], 2.0**15, True), case
 
 
 @pytest.mark.slow
@@ -294,13 +323,18 @@ def test_sharding_needs_several_processes(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported; shard with FSDP2: fsdp=True"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported; shard with FSDP2, .*: fsdp=True"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "asks for version 1 of FSDP; set fsdp_version: 2"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, "FSDP_OFFLOAD_PARAMS=true: weights are not moved to the CPU"),
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "set grad_checkpointing of the run instead"),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "MIXED_PRECISION=fp16 and the run has precision='float32'; set it in"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "STEPS=4 and the run has accumulation=1"),
+        (
+            {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"},
+            "BACKEND=INDUCTOR and the run has compile=False; set it in the run",
+        ),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "sharded over all processes; leave parallelism_config out"),
     ],
 )
 def test_settings_of_accelerate_that_have_no_effect_are_refused(monkeypatch, environment, message: str) -> None:
@@ -310,8 +344,22 @@ def test_settings_of_accelerate_that_have_no_effect_are_refused(monkeypatch, env
 def test_settings_of_accelerate_that_agree_are_taken(monkeypatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
-    devices = make_devices(options(precision="bfloat16", accumulation=2), "cpu")
-    assert (devices.world, devices.precision) == (1, "bfloat16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    devices = make_devices(options(precision="bfloat16", accumulation=2))
+    assert (devices.world, devices.precision, devices.device.type) == (1, "bfloat16", "cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(device) -> None:
+    with pytest.raises(ValueError, match=rf"device '{device}' cannot be used here .*; cpu always can"):
+        make_devices(options(), device)
+
+
+def test_processes_that_no_launcher_started_are_refused(monkeypatch) -> None:
+    message = "WORLD_SIZE=2 in the environment comes without RANK, MASTER_ADDR, MASTER_PORT; start the processes with"
+    refuse(monkeypatch, message, {"WORLD_SIZE": "2"})
+    refuse(monkeypatch, "WORLD_SIZE='many' in the environment are to be numbers", {"WORLD_SIZE": "many"})
 
 
 def test_several_processes_each_take_their_own_device(monkeypatch) -> None:
