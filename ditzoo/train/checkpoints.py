@@ -25,8 +25,7 @@ from ditzoo.media.files import remove_leftovers, writing_folder
 from ditzoo.models import DiffusionTransformer
 from ditzoo.train.state import AVERAGE, TrainingState
 from ditzoo.weights.files import load_state_dict
-from ditzoo.weights.folders import PROGRESS, TRAINING_STATE, find_weights, save_model
-from ditzoo.weights.json_files import read_json_object
+from ditzoo.weights.folders import PROGRESS, TRAINING_STATE, find_weights, read_progress, save_model
 from ditzoo.weights.shards import write_safetensors
 
 SCHEMA_VERSION = 1
@@ -214,12 +213,9 @@ def load_state(checkpoint: Checkpoint) -> TrainingState:
 
 
 def _read_progress(path: Path) -> dict[str, Any]:
-    progress = read_json_object(path / PROGRESS)
+    progress = read_progress(path)
     if (version := progress.get("schema_version")) != SCHEMA_VERSION:
         raise ValueError(f"{PROGRESS} has schema_version {version}, and this version of ditzoo reads {SCHEMA_VERSION}")
-    for name, size in progress["files"].items():
-        if (found := (path / name).stat().st_size) != size:
-            raise ValueError(f"{name} has {found:,} bytes where {size:,} were written")
     return progress
 
 

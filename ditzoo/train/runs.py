@@ -43,6 +43,8 @@ _LOCK = ".lock"
 #: Losses before that say what a spike is, and what the loss at the end is.
 _RECENT = SpikeWatch.window
 
+#: Seconds within which a second signal is the same one, heard on another way.
+_SAME_SIGNAL = 1.0
 #: Parameters below which one thread is faster than two.
 _TINY = 10**6
 
@@ -485,14 +487,16 @@ def _claimed(folder: Path) -> Iterator[None]:
 
 
 class _StopSignals:
-    """Remembers SIGTERM and SIGINT, so that the step at hand can end; a second one interrupts it.
+    """Remembers SIGTERM and SIGINT, so that the step at hand can end; one more, a second later, interrupts it.
+
+    Not at once: where a whole group of processes is told to end, each process hears it from its launcher too.
 
     Attributes:
         received: the signal, 0 before.
     """
 
     def __init__(self) -> None:
-        self.received = 0
+        self.received, self._at = 0, 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _StopSignals:
@@ -507,6 +511,8 @@ class _StopSignals:
 
     def _receive(self, number: int, frame: object) -> None:
         if self.received:
-            raise KeyboardInterrupt
-        self.received = number
+            if time.monotonic() - self._at > _SAME_SIGNAL:
+                raise KeyboardInterrupt
+            return
+        self.received, self._at = number, time.monotonic()
         os.write(2, b"ditzoo: stopping after this step, with a checkpoint; once more stops at once.\n")

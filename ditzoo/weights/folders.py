@@ -320,7 +320,7 @@ def model_folder(path: Path | str) -> Path:
     checkpoints = folder / CHECKPOINTS
     if (folder / CONFIG).is_file() or not checkpoints.is_dir():
         return folder
-    named = [each for each in checkpoints.iterdir() if each.name.isdigit() and each.is_dir()]
+    named = [each for each in checkpoints.iterdir() if each.name.isdecimal() and each.is_dir()]
     for each in sorted(named, key=lambda each: int(each.name), reverse=True):
         if _is_whole(each):
             return each
@@ -328,12 +328,26 @@ def model_folder(path: Path | str) -> Path:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint has the files that were written, in their sizes."""
     try:
-        files = read_json_object(checkpoint / PROGRESS)["files"]
-        return CONFIG in files and all((checkpoint / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
+        return CONFIG in read_progress(checkpoint)["files"]
+    except (OSError, ValueError):
         return False
+
+
+def read_progress(checkpoint: Path) -> dict[str, Any]:
+    """What `PROGRESS` says of a training run's checkpoint that has the files that were written, in their sizes.
+
+    Raises:
+        OSError: a file is missing.
+        ValueError: `PROGRESS` is damaged, or another file has another size; the message names it.
+    """
+    progress = read_json_object(checkpoint / PROGRESS)
+    if not isinstance(files := progress.get("files"), dict):
+        raise ValueError(f"{PROGRESS} names no files")
+    for name, size in files.items():
+        if (found := (checkpoint / name).stat().st_size) != size:
+            raise ValueError(f"{name} has {found:,} bytes where {size:,} were written")
+    return progress
 
 
 def is_own(path: str) -> bool:

@@ -226,6 +226,16 @@ def test_steps_that_are_not_finite_can_be_left_out(tmp_path, monkeypatch):
     assert all(row["loss"] is not None for row in curve(tmp_path / "run"))
 
 
+def test_a_second_signal_interrupts_unless_it_is_the_first_one_again():
+    with runs_module._StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # as from a launcher that was told to end along with this process
+        assert stop.received == signal.SIGTERM
+        stop._at -= 2
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_too_little_space_is_known_before_writing(tmp_path, monkeypatch):
     run(settings(tmp_path / "run"), stop_at=8)
     usage = type("Usage", (), {"free": 1000})
