@@ -327,9 +327,9 @@ def ema(run: Path, out: Path, width: float, seen: int | None) -> None:
     any width afterwards (arXiv:2312.02696).
     """
     with _garbage_kept():
-        from ditzoo.train.averages import reconstructed_model
+        from ditzoo.train.averages import save_reconstructed
 
-    reconstructed_model(run, width, seen=seen).save_pretrained(out)
+    save_reconstructed(run, out, width, seen=seen)
     click.echo(f"{out} holds the model; ditzoo sample {out} draws from it.")
 
 

@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ditzoo.media.files import remove_leftovers, writing
+from ditzoo.media.files import check_writable, remove_leftovers, writing
 from ditzoo.models import DiffusionTransformer
 from ditzoo.train.options import WIDEST, TrainOptions
 from ditzoo.weights.checks import shown, some
 from ditzoo.weights.files import load_state_dict
-from ditzoo.weights.folders import CHECKPOINTS, load_model, model_folder
+from ditzoo.weights.folders import CHECKPOINTS, CONFIG, load_model, model_folder
 from ditzoo.weights.shards import write_safetensors
 
 #: In the folder of a run.
@@ -226,6 +226,19 @@ def reconstructed_model(run: Path | str, width: float, *, seen: int | None = Non
     model.load_state_dict(weights, strict=False)
     model.details = replace(model.details, results=())
     return model
+
+
+def save_reconstructed(run: Path | str, out: Path | str, width: float, *, seen: int | None = None) -> None:
+    """Write `reconstructed_model` into a folder of its own.
+
+    Raises:
+        ValueError: as `reconstructed_model`; for a folder inside the run's, which would stand for the run's own model.
+        OSError: where the folder cannot be written.
+    """
+    if (there := Path(out).resolve()).is_relative_to(Path(run).resolve()):
+        raise ValueError(f"{out} lies in the folder of the run, {run}; give a folder outside of it.")
+    check_writable(there / CONFIG)
+    reconstructed_model(run, width, seen=seen).save_pretrained(out)
 
 
 def combination(parts: Sequence[tuple[float, int]], goal: tuple[float, int]) -> tuple[list[float], float]:

@@ -361,8 +361,10 @@ def _join(world: int, device: str | torch.device | None) -> tuple[torch.device, 
 
 #: Settings of accelerate that have no effect here, and what a run has in their place.
 _ELSEWHERE = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed is not supported; shard with FSDP2, which splits the same as ZeRO stage 3: fsdp=True, "
-    "or distributed_type: FSDP with fsdp_version: 2",
+    "ACCELERATE_USE_DEEPSPEED": (
+        "DeepSpeed is not supported; shard with FSDP2, which splits what ZeRO's stage 3 splits: fsdp=True, or "
+        "distributed_type: FSDP with fsdp_version: 2"
+    ),
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is not supported; shard with FSDP2: fsdp=True, or fsdp_version: 2",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "weights are sharded over all processes; leave parallelism_config out",
     "FSDP_OFFLOAD_PARAMS": "weights are not moved to the CPU; shard over more processes",

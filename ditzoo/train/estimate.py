@@ -38,8 +38,8 @@ class Memory:
         casts: copies of weights in half precision; none in float32.
         activations: what autograd keeps of a micro-batch until the backward pass, counted operation by operation; under
             gradient checkpointing the inputs of the blocks and, once, what a block keeps.
-        adds_up: whether gradients are there beside all that is kept: those of an earlier micro-batch, or, under
-            gradient checkpointing, those of later blocks.
+        adds_up: whether gradients are there beside all that is kept: those of an earlier micro-batch; under gradient
+            checkpointing, those of later blocks; and the buffers in which replicated processes exchange them.
     """
 
     weights: int
@@ -132,7 +132,7 @@ def _memory(config: RunConfig, network: DiffusionTransformer, mask_ratio: float 
         averages=_FLOAT32 * trained * (1 + len(config.ema_profiles)) // shards,
         casts=casts // shards,
         activations=kept * micro_batch,
-        adds_up=config.accumulation > 1 or config.grad_checkpointing,
+        adds_up=config.accumulation > 1 or config.grad_checkpointing or (processes > 1 and not config.fsdp),
     )
 
 

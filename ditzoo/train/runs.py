@@ -48,7 +48,8 @@ _RECENT = SpikeWatch.window
 
 #: A bit that no signal has: in some process, files could not be read.
 _UNREADABLE = 1 << 8
-
+#: Seconds within which a second signal is the same one, heard on another way.
+_SAME_SIGNAL = 1.0
 #: Parameters below which one thread is faster than two.
 _TINY = 10**6
 
@@ -568,14 +569,15 @@ def _claimed(folder: Path) -> Iterator[None]:
 class _StopSignals:
     """Remembers SIGTERM and SIGINT, so that the step at hand can end.
 
-    A SIGINT after it interrupts; another SIGTERM does not, since clusters and launchers send it more than once.
+    A SIGINT a second later interrupts it. Not at once: where a whole group of processes is told to end, each process
+    hears it from its launcher too. Another SIGTERM never does, since clusters send it more than once.
 
     Attributes:
         received: the first signal, 0 before.
     """
 
     def __init__(self) -> None:
-        self.received = 0
+        self.received, self._at = 0, 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _StopSignals:
@@ -590,7 +592,7 @@ class _StopSignals:
 
     def _receive(self, number: int, frame: object) -> None:
         if not self.received:
-            self.received = number
+            self.received, self._at = number, time.monotonic()
             os.write(2, b"ditzoo: stopping after this step, with a checkpoint; Ctrl+C stops at once.\n")
-        elif number == signal.SIGINT:
+        elif number == signal.SIGINT and time.monotonic() - self._at > _SAME_SIGNAL:
             raise KeyboardInterrupt

@@ -330,7 +330,6 @@ def model_folder(path: Path | str) -> Path:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint has the files that were written, in their sizes."""
     try:
         return CONFIG in read_progress(checkpoint)["files"]
     except (OSError, ValueError):

@@ -264,6 +264,15 @@ def test_the_command_makes_a_model_of_another_width(trained, tmp_path) -> None:
     assert model.details.results == ()
 
 
+def test_a_model_of_another_width_goes_outside_of_the_run(trained, tmp_path) -> None:
+    (tmp_path / "link").symlink_to(trained)
+    for out in (trained, trained / "other", tmp_path / "link"):
+        result = CliRunner().invoke(cli, ["ema", str(trained), str(out), "--width", "0.1"])
+        assert isinstance(result.exception, ValueError)
+        assert f"{out} lies in the folder of the run, {trained}; give a folder outside" in str(result.exception)
+    assert not (trained / "config.json").exists()
+
+
 def test_only_runs_and_their_own_snapshots_make_models(trained, tmp_path) -> None:
     with pytest.raises(ValueError, match=rf"{tmp_path} is no folder of a training run; give the one that holds"):
         reconstructed_model(tmp_path, 0.1)

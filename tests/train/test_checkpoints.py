@@ -74,6 +74,10 @@ def tear_progress(path: Path) -> None:
     (path / PROGRESS).write_text(text[: len(text) // 2])
 
 
+def say_nothing(path: Path) -> None:
+    (path / PROGRESS).write_text("{}")
+
+
 def come_from_the_future(path: Path) -> None:
     (path / PROGRESS).write_text(json.dumps({**json.loads((path / PROGRESS).read_text()), "schema_version": 7}))
 
@@ -85,6 +89,7 @@ def come_from_the_future(path: Path) -> None:
         (lose_file, "No such file"),
         (lose_progress, "No such file"),
         (tear_progress, "is no JSON"),
+        (say_nothing, "training.json names no files"),
         (come_from_the_future, "schema_version 7, and this version of ditzoo reads 1"),
     ],
 )
@@ -278,6 +283,25 @@ def test_a_checkpoint_of_something_else_is_refused(saved, name: str, changes: di
     other = start(name, **{"ema_profiles": (0.1,), **changes})
     with pytest.raises(ValueError, match=message):
         restore(load_state(checkpoint), other.weights, other.averages, other.optimizer)
+
+
+def test_frozen_weights_are_the_checkpoints_where_the_model_was_made_from_others(tmp_path) -> None:
+    """As where a run starts from weights of another run that has gone on since."""
+
+    def begin(scale: float):
+        def change(model) -> None:
+            for weight in model.blocks.parameters():
+                weight.data.mul_(scale)
+                weight.requires_grad_(False)
+
+        return start("dit_ti_2", change=change)
+
+    first, second = begin(1.0), begin(1.1)
+    save(first, tmp_path)
+    resume(second, tmp_path)
+    with first.averaged_model() as wanted, second.averaged_model() as there:
+        for name, tensor in wanted.state_dict().items():
+            assert torch.equal(there.state_dict()[name], tensor), name
 
 
 def test_state_of_a_frozen_weight_is_refused(saved) -> None:

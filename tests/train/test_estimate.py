@@ -65,8 +65,10 @@ def test_memory_by_setting() -> None:
     assert (2 * halves.activations, halves.adds_up) == (plain.activations, True)
     spread = cost({"model": "dit_ti_2"}, processes=4).memory
     assert (4 * spread.activations, spread.weights) == (plain.activations, plain.weights)
+    assert spread.adds_up  # buffers in which gradients are exchanged
     sharded = cost({"model": "dit_ti_2", "fsdp": True}, processes=4).memory
     assert (sharded.weights, sharded.optimizer, sharded.activations) == (params, 2 * trained, spread.activations)
+    assert not sharded.adds_up
 
 
 @pytest.mark.parametrize(

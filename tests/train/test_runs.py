@@ -147,7 +147,9 @@ def test_a_term_signal_ends_the_step_and_saves(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, None), (signal.SIGINT, KeyboardInterrupt)])
-def test_a_second_signal_interrupts_only_where_a_person_sends_it(number, error, tmp_path):
+def test_a_second_signal_interrupts_only_where_a_person_sends_it(number, error, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs_module, "_SAME_SIGNAL", 0.0)
+
     def stop(row):
         if row["kind"] == "train" and row["seen"] == 24:
             for _ in range(2):
@@ -298,6 +300,16 @@ def test_steps_that_are_not_finite_can_be_left_out(tmp_path, monkeypatch):
     assert event["event"] == "step left out"
     assert event["message"].startswith("step 7 (56 images seen) is left out: loss inf")
     assert all(row["loss"] is not None for row in curve(tmp_path / "run"))
+
+
+def test_a_signal_that_comes_on_two_ways_is_one():
+    with runs_module._StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # as from a launcher that was told to end along with this process
+        assert stop.received == signal.SIGINT
+        stop._at -= 2
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_too_little_space_is_known_before_writing(tmp_path, monkeypatch):
