@@ -345,7 +345,7 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
     progress = read_json_object(checkpoint / PROGRESS)
     files = progress.get("files")
     if not isinstance(files, dict):
-        raise ValueError(f"{PROGRESS} does not list the files of the checkpoint")
+        raise ValueError(f"{PROGRESS} names no files")
     for name, size in files.items():
         if (found := (checkpoint / name).stat().st_size) != size:
             raise ValueError(f"{name} has {found:,} bytes where {size!s:.20} were written")
