@@ -249,7 +249,7 @@ def make_devices(options: TrainOptions, device: str | torch.device | None = None
         )
     _check_batches(options, world)
     if world == 1:
-        found, rank, group = torch.device(_default_device() if device is None else device), 0, None
+        found, rank, group = _single_device(device), 0, None
     else:
         found, rank, group = _join(world, device)
     if options.precision == "float16" and found.type == "cpu":
@@ -265,8 +265,13 @@ def make_devices(options: TrainOptions, device: str | torch.device | None = None
     )
 
 
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _single_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = torch.device(device)
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {str(device)!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA GPUs.")
+    return found
 
 
 def _check_batches(options: TrainOptions, world: int) -> None:

@@ -237,6 +237,11 @@ def test_batches_that_processes_cannot_share_are_refused(monkeypatch) -> None:
     refuse(monkeypatch, message, num_images=17, accumulation=2)
 
 
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"device 'cuda:99' is not there: PyTorch sees \d+ CUDA GPUs"):
+        make_devices(options(), "cuda:99")
+
+
 def test_float16_on_the_cpu_is_refused(monkeypatch) -> None:
     refuse(monkeypatch, r"precision 'float16' is for GPUs; on the CPU use 'bfloat16'", precision="float16")
 
