@@ -268,6 +268,17 @@ class _TrainCommand(click.Command):
                 )
         return super().get_params(ctx)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        from ditzoo.train.command import usual_flag
+
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if (flag := usual_flag(error.option_name)) is None:
+                raise
+            message = f"No such option {error.option_name!r}. Did you mean {flag!r}?"
+            raise click.NoSuchOption(error.option_name, message, ctx=ctx) from error
+
 
 @cli.command(cls=_TrainCommand)
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML of settings, such as a run's run.yaml.")

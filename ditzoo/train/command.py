@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from ditzoo.train.config import RunConfig, default_of, make_config, read_yaml
-from ditzoo.train.presets import get_preset
-from ditzoo.train.settings import field_docs, field_types
+from ditzoo.train.presets import get_preset, list_presets
+from ditzoo.train.settings import OTHER_NAMES, field_docs, field_types
 
 if TYPE_CHECKING:
     from ditzoo.train.estimate import Estimate, Memory
@@ -67,6 +67,12 @@ def _flag(name: str, kind: Any, doc: str) -> Flag:
         return Flag(name, dashed, text, None, "A,B,...", False)
     number = "INTEGER" if int in kinds else "NUMBER" if float in kinds else "TEXT"
     return Flag(name, dashed, text, None, number, False)
+
+
+def usual_flag(word: str) -> str | None:
+    """The flag for what other programs call otherwise, such as `--lr`."""
+    setting = OTHER_NAMES.get(word.removeprefix("--").replace("-", "_"))
+    return next((flag.names.partition("/")[0] for flag in flags() if flag.setting == setting), None)
 
 
 def settings_rows(config: RunConfig, given: Mapping[str, Any], file: str | Path | None) -> list[tuple[str, str, str]]:
@@ -181,6 +187,8 @@ def _memory(memory: Memory, processes: int) -> str:
 
 def _notes(config: RunConfig) -> list[str]:
     notes = list(get_preset(config.preset).notes) if config.preset is not None else []
+    if config.data == "digits" and f"{config.model}.digits" in list_presets():
+        notes.append(f"{config.model} has its family's recipe; {config.model}.digits has one that suits the digits.")
     if config.lora_rank:
         notes.append("What loading resizes, such as the label table for other classes, trains too and is not counted.")
     return notes
@@ -212,4 +220,4 @@ def _written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-__all__ = ["Flag", "command_line", "dry_run_lines", "flags", "make_config", "row_line", "settings_rows"]
+__all__ = ["Flag", "command_line", "dry_run_lines", "flags", "make_config", "row_line", "settings_rows", "usual_flag"]

@@ -24,6 +24,7 @@ _FREE = {"free": True}
 #: The same, of the fields of `TrainOptions`.
 _FREE_OPTIONS = ("accumulation", "compile", "grad_checkpointing", "fsdp", "on_non_finite")
 _DEFAULT_MODEL = "dit_ti_2.digits"
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +152,13 @@ class RunConfig(TrainOptions):
             raise ValueError(f"spike_factor must be above 1, got {self.spike_factor}.")
         if self.lora_alpha is not None and not 0 < self.lora_alpha < math.inf:
             raise ValueError(f"lora_alpha must be above 0, got {self.lora_alpha}.")
+
+        kind, colon, number = (self.device or "cpu").partition(":")
+        if kind not in _DEVICES or (colon and not number.isdigit()):
+            raise ValueError(
+                f"device must be one of {', '.join(_DEVICES)}, with a number as in cuda:0 where there are several, got "
+                f"{self.device!r}."
+            )
 
     def _check_pairs(self) -> None:
         if not self.lora_rank and (self.lora_alpha is not None or self.lora_targets):

@@ -10,7 +10,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from itertools import pairwise
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def field_types(cls: type) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _texts(body: list[ast.stmt]) -> Iterable[tuple[str, str]]:
 
 
 #: What people who know other programs call a setting.
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "lr": "learning_rate",
     "scheduler": "lr_schedule",
     "warmup_steps": "warmup_images",
@@ -66,7 +66,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The nearest of the known words, as a sentence; empty where none is near."""
     known, word = list(known), word.lower()
     begun = [each for each in known if each.startswith(f"{word}.")]
-    other = [each for each in known if each == _OTHER_NAMES.get(word.replace("-", "_"))]
+    other = [each for each in known if each == OTHER_NAMES.get(word.replace("-", "_"))]
     near = begun or other or get_close_matches(word, known, n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
@@ -129,7 +129,7 @@ def load_yaml(text: str) -> Any:
     class Loader(yaml.SafeLoader):
         """Reads numbers as Python does."""
 
-        yaml_implicit_resolvers = {
+        yaml_implicit_resolvers: ClassVar = {
             first: [(tag, pattern) for tag, pattern in pairs if tag.rpartition(":")[2] in ("bool", "null", "merge")]
             for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }

@@ -382,7 +382,8 @@ def test_presets_stand_in_a_table():
         assert (f"`{name}`" in table) == (not name.endswith(".digits"))
     row = next(line for line in table.splitlines() if line.startswith("| `mdtv2_xl_2.in256`"))
     assert row.split(" | ")[1:7] == ["1,382,400,000", "256", "adan", "0.0005", "0", "0.9999"]
-    assert row.endswith("| `lr_schedule`, `warmup_images` | `betas`, `weight_decay`, `flip`, `precision` |")
+    recalled = "`lr_schedule`, `warmup_images`, `num_images`, `batch_size`"
+    assert row.endswith(f"| {recalled} | `betas`, `weight_decay`, `flip`, `precision` |")
 
 
 @pytest.mark.slow

@@ -92,6 +92,11 @@ def test_a_dry_run_counts_what_is_frozen_and_tells_what_a_preset_leaves_out() ->
         (["--model", "dit_xl_3"], "Unknown model 'dit_xl_3'. Did you mean dit_xl_8 or dit_xl_4 or dit_xl_2?"),
         (["--model-options", "dept=3"], "dit_ti_2.digits has no option 'dept'. Did you mean depth"),
         (["--betas", "0.9,x"], "betas must be a number, got 'x'"),
+        (["--betas", "0.9"], "betas must be 2 numbers for adamw, such as its own (0.9, 0.999), got (0.9,)"),
+        (["--optimizer", "AdamW"], "unknown optimizer 'AdamW'. Did you mean adamw"),
+        (["--recipe", "mask_ratio=0.5"], "recipe has mask_ratio=0.5, and DiT takes no masks; leave it out"),
+        (["--model-options", "depth=[3"], "model_options cannot read '[3': "),
+        (["--device", "gpu"], "device must be one of cpu, cuda, mps, xpu, with a number as in cuda:0"),
         (["--freeze", "block.*"], "no parameter is called 'block.*'"),
         (["--data", "nowhere"], "there is no folder nowhere"),
         (["--config", "nowhere.yaml"], "No such file or directory: 'nowhere.yaml'"),
@@ -114,10 +119,27 @@ def test_what_cannot_be_is_told_in_a_line(
     assert len(error.splitlines()) == 1
 
 
-def test_a_misspelt_flag_names_the_nearest() -> None:
-    result = run("--batchsize", "3")
+@pytest.mark.parametrize(
+    ("word", "flag"),
+    [
+        ("--learning_rate", "--learning-rate"),
+        ("--lr", "--learning-rate"),
+        ("--epochs", "--num-images"),
+        ("--mixed-precision", "--precision"),
+        ("--pretrained", "--from"),
+    ],
+)
+def test_a_flag_that_does_not_exist_names_the_nearest(word: str, flag: str) -> None:
+    result = run(word, "3")
     assert result.exit_code == 2
-    assert "--batch-size" in result.output.splitlines()[-1]
+    assert result.output.splitlines()[-1] == f"Error: No such option '{word}'. Did you mean '{flag}'?"
+
+
+def test_a_dry_run_tells_of_the_recipe_that_suits_the_digits() -> None:
+    lines = shown(run("--dry-run", "--model", "dit_ti_2"))
+    assert lines["recipe"] == "epsilon under linear, loss mse"
+    assert lines["note"] == "dit_ti_2 has its family's recipe; dit_ti_2.digits has one that suits the digits."
+    assert "note" not in shown(run("--dry-run", "--model", "dit_ti_2.digits"))
 
 
 def test_a_run_is_trained_and_tells_how_it_goes(tmp_path: Path) -> None:

@@ -117,6 +117,21 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) ->
         ({"model_options": ["depth"]}, ValueError, "model_options takes entries such as depth=4, got 'depth'"),
         ({"model_options": 4}, TypeError, "model_options must be a mapping of entries to values, got 4"),
         ({"buckets": "256"}, ValueError, "buckets must be sizes such as 256x256, height before width, got '256'"),
+        (
+            {"model_options": ["depth=3", "depth.x=3"]},
+            ValueError,
+            "model_options has 'depth' twice, with a value and with entries, in 'depth.x'",
+        ),
+        ({"seed": 2**63}, ValueError, r"seed must be below 2\*\*63, got 9223372036854775808"),
+        ({"betas": ()}, ValueError, r"betas must be in \[0, 1\), got \(\)"),
+        ({"device": "cuda:"}, ValueError, "device must be one of cpu, cuda, .* got 'cuda:'"),
+        ({"lr": 1}, ValueError, "unknown setting 'lr'. Did you mean learning_rate?"),
+        ({"from": "dit_xl_2"}, ValueError, "unknown setting 'from'. Did you mean from_weights?"),
+        (
+            {"preset": "dit_xl_2"},
+            ValueError,
+            "unknown preset 'dit_xl_2'. Did you mean dit_xl_2.in256 or dit_xl_2.in512?",
+        ),
         ({"keep_last": 0}, ValueError, "keep_last must be 1 or more, got 0"),
         ({"spike_factor": 1}, ValueError, "spike_factor must be above 1, got 1"),
         ({"lora_alpha": 8}, ValueError, "lora_alpha is of low-rank updates, and lora_rank is 0: set lora_rank"),
@@ -143,14 +158,33 @@ def test_what_cannot_be_is_refused(settings: dict, error: type[Exception], words
         ("seed: [", "is no YAML: .* line 1, column 8"),
         ("- seed", "must hold lines such as `batch_size: 256`, got"),
         ("sed: 3", "unknown setting 'sed'. Did you mean seed?"),
+        ("seed: 1\nflip: true\nseed: 2", "'seed' is there twice.* line 3"),
+        ("recipe:\n  guidance: {scale: 1, scale: 2}", "'scale' is there twice"),
+        ("seed: 1:30", "seed must be a whole number, got '1:30'"),
+        ("out: no", "out must be a text, got False; in YAML, put it between quotes"),
+        ("data: 2024", "data must be a text, got 2024; in YAML, put it between quotes"),
+        ("batch_size:", "batch_size must be a whole number, got None"),
+        ("lr_schedule: no", "unknown lr_schedule False. Choose one of constant, cosine, linear"),
     ],
 )
 def test_a_file_that_is_wrong_is_named(text: str, words: str, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(text)
-    with pytest.raises(ValueError, match=words) as caught:
+    with pytest.raises((ValueError, TypeError), match=words) as caught:
         make_config(file=file)
     assert str(caught.value).startswith(str(file))
+
+
+def test_yaml_stands_for_what_one_reads(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "seed: 010\nnum_images: 1_000\nout: 2024-01-02\nflip: yes\nmax_grad_norm: .inf\nlearning_rate: 1E-4\n"
+        "model: '3'\nmodel_options: {depth: 2, conv: no, name: '4', empty: null, mlp_ratio: 2.5e0}\n"
+    )
+    config = make_config(file=file)
+    assert (config.seed, config.num_images, config.out, config.flip) == (10, 1_000, "2024-01-02", True)
+    assert (config.max_grad_norm, config.learning_rate, config.model) == (math.inf, 1e-4, "3")
+    assert config.model_options == {"depth": 2, "conv": False, "name": "4", "empty": None, "mlp_ratio": 2.5}
 
 
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:

@@ -112,6 +112,22 @@ def test_activations_are_those_that_are_measured(name: str, precision: str, chec
     assert 0.6 * expected < peak_memory(step) < 1.2 * expected
 
 
+@pytest.mark.parametrize(("precision", "bytes_a_value"), [("float32", 80), ("bfloat16", 48)])
+def test_a_block_keeps_what_one_counts_by_hand(precision: str, bytes_a_value: int) -> None:
+    """20 values for each of N x D: the inputs of both norms, what these return, that modulated, q, k, v, attention's
+    sum over values, both branches' outputs, and 4 each before and after the MLP's activation."""
+    one, two = (
+        kept_for_backward(
+            meta_network(make_config({"model": "dit_s_2", "model_options": {"depth": depth}})),
+            precision,
+            mask_ratio=None,
+            checkpointing=False,
+        )
+        for depth in (1, 2)
+    )
+    assert two[1] - one[1] == pytest.approx(bytes_a_value * 256 * 384, rel=0.01)
+
+
 def test_casts_are_copies_of_the_weights_of_products() -> None:
     casts, _ = kept_for_backward(meta_network(make_config()), "bfloat16", mask_ratio=None, checkpointing=False)
     assert casts == pytest.approx(2 * 329_988, rel=0.1)
