@@ -29,7 +29,7 @@ from ditzoo.models import DiffusionTransformer, ModelDetails
 from ditzoo.train.averages import SNAPSHOTS, write_snapshots
 from ditzoo.train.card import trained_details, write_card
 from ditzoo.train.checkpoints import Checkpoint, Checkpoints, load_state, num_bytes
-from ditzoo.train.config import RunConfig, make_config
+from ditzoo.train.config import RunConfig, read_yaml
 from ditzoo.train.devices import Devices, make_devices
 from ditzoo.train.finetune import add_lora, freeze, merged, start_model
 from ditzoo.train.guards import SpikeWatch
@@ -286,7 +286,7 @@ class _Run:
         """
         if (self.folder / RUN_CONFIG).exists():
             if not self.config.overwrite:
-                self._check_same_run(make_config(file=self.folder / RUN_CONFIG))
+                self._check_same_run(RunConfig.from_dict(read_yaml(self.folder / RUN_CONFIG)))
         elif any(not path.name.startswith(".") for path in self.folder.glob("*")):
             raise ValueError(
                 f"{self.folder} holds something, but no {RUN_CONFIG} of a run; give another name with out."

@@ -114,8 +114,8 @@ def test_activations_are_those_that_are_measured(name: str, precision: str, chec
 
 @pytest.mark.parametrize(("precision", "bytes_a_value"), [("float32", 80), ("bfloat16", 48)])
 def test_a_block_keeps_what_one_counts_by_hand(precision: str, bytes_a_value: int) -> None:
-    """20 values for each of N x D: the inputs of both norms, what these return, that modulated, q, k, v, attention's
-    sum over values, both branches' outputs, and 4 each before and after the MLP's activation."""
+    """20 values for each of N x D: the inputs of both norms, what these return, that modulated, q, k, v, the output of
+    attention, those of both branches, and 4 each before and after the MLP's activation."""
     one, two = (
         kept_for_backward(
             meta_network(make_config({"model": "dit_s_2", "model_options": {"depth": depth}})),
