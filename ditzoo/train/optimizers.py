@@ -28,8 +28,8 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
         options: of these `optimizer`, `learning_rate`, `betas` and `weight_decay`.
 
     Raises:
-        ValueError: for a name that timm does not have, another number of betas than the optimiser takes, or a model of
-            which nothing trains; the message names the field.
+        ValueError: for a name that timm does not have, an optimiser that cannot be made or used here, another number of
+            betas than it takes, or a model of which nothing trains; the message names the field.
         ImportError: for an optimiser of timm where timm is not installed.
     """
     groups = parameter_groups(model, options.weight_decay)
@@ -73,6 +73,8 @@ def _timm_optimizer(groups: list[dict[str, Any]], options: TrainOptions) -> Opti
             f"{', '.join(list_optimizers())}."
         )
     info = get_optimizer_info(name)
+    if info.second_order:
+        raise ValueError(f'optimizer {name!r} needs second derivatives, which are not computed; choose "adamw", say.')
     more: dict[str, Any] = {}
     if info.has_betas:
         own = inspect.signature(info.opt_class).parameters["betas"].default
@@ -82,7 +84,13 @@ def _timm_optimizer(groups: list[dict[str, Any]], options: TrainOptions) -> Opti
         more["momentum"] = options.betas[0]
     if name in _MUONS and len(groups) == 2:
         groups[1]["use_fallback"] = True
-    optimizer: Optimizer = create_optimizer_v2(groups, name, lr=options.learning_rate, **more)
+    try:
+        optimizer: Optimizer = create_optimizer_v2(groups, name, lr=options.learning_rate, **more)
+    except (TypeError, AssertionError, ImportError) as error:  # of optimisers of bitsandbytes and apex
+        raise ValueError(
+            f"optimizer {name!r} cannot be made here ({error}); install what it is from, or choose another, such as "
+            '"adamw".'
+        ) from error
     return optimizer
 
 
