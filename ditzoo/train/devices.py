@@ -246,9 +246,7 @@ class Devices:
         Not after a failure: others may be waiting for this process, which must end without waiting for them.
         """
         if self.joined:
-            from torch.distributed import destroy_process_group
-
-            atexit.register(destroy_process_group)
+            atexit.register(_part)
 
 
 def make_devices(options: TrainOptions, device: str | torch.device | None = None) -> Devices:
@@ -357,6 +355,13 @@ def _join(world: int, device: str | torch.device | None) -> tuple[torch.device, 
     # GPUs' own backends take no tensors of the CPU.
     group: Any = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
     return state.device, state.process_index, group, joined
+
+
+def _part() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 #: Settings of accelerate that have no effect here, and what a run has in their place.

@@ -28,8 +28,8 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
         options: of these `optimizer`, `learning_rate`, `betas` and `weight_decay`.
 
     Raises:
-        ValueError: for a name that timm does not have, another number of betas than the optimiser takes, or a model of
-            which nothing trains; the message names the field.
+        ValueError: for a name that timm does not have, an optimiser that cannot be made or used here, another number of
+            betas than it takes, or a model of which nothing trains; the message names the field.
         ImportError: for an optimiser of timm where timm is not installed.
     """
     groups = parameter_groups(model, options.weight_decay)
@@ -42,7 +42,13 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
 
     if options.optimizer in _MUONS and len(groups) == 2:
         groups[1]["use_fallback"] = True
-    optimizer: Optimizer = create_optimizer_v2(groups, options.optimizer, lr=options.learning_rate, **arguments)
+    try:
+        optimizer: Optimizer = create_optimizer_v2(groups, options.optimizer, lr=options.learning_rate, **arguments)
+    except (TypeError, AssertionError, ImportError) as error:  # of optimisers of bitsandbytes and apex
+        raise ValueError(
+            f"optimizer {options.optimizer!r} cannot be made here ({error}); install what it is from, or choose "
+            'another, such as "adamw".'
+        ) from error
     return optimizer
 
 
@@ -84,6 +90,8 @@ def optimizer_arguments(options: TrainOptions) -> dict[str, Any]:
             "those of timm, such as adan, lion, muon and sgd."
         )
     info = get_optimizer_info(name)
+    if info.second_order:
+        raise ValueError(f'optimizer {name!r} needs second derivatives, which are not computed; choose "adamw", say.')
     if info.has_betas:
         own = inspect.signature(info.opt_class).parameters["betas"].default
         return {"betas": _checked_betas(options, info.num_betas, own)}

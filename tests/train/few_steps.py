@@ -158,6 +158,8 @@ def task_both(folder: Path) -> dict[str, Any]:
     result["mean"] = devices.mean(torch.tensor([1.0 + devices.rank, 4.0])).tolist()
     result["told"] = devices.broadcast(f"from {devices.rank}")
     result["gathered"] = devices.gather(f"from {devices.rank}")
+    devices.close()
+    result["flags of another run"] = make_devices(options(), "cpu").any(1 << devices.rank)
     return result
 
 

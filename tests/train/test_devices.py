@@ -110,6 +110,7 @@ def test_processes_tell_each_other(both) -> None:
     _, result, _, _ = both
     assert (result["flags"], result["mean"], result["told"]) == (0b11, [1.5, 4.0], "from 0")
     assert result["gathered"] == ["from 0", "from 1"]
+    assert result["flags of another run"] == 0b11
 
 
 @pytest.mark.slow

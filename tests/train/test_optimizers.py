@@ -81,6 +81,12 @@ def test_muon_treats_position_tables_as_adamw_does(model: torch.nn.Module) -> No
     [
         ({"optimizer": "adamm"}, "unknown optimizer 'adamm'. Did you mean adam"),
         ({"optimizer": "adan"}, r"betas must be 3 numbers for adan, such as its own \(0.98, 0.92, 0.99\), got \(0.9"),
+        (
+            {"optimizer": "adahessian"},
+            "optimizer 'adahessian' needs second derivatives, which are not computed; choose",
+        ),
+        ({"optimizer": "bnbadam"}, r"optimizer 'bnbadam' cannot be made here \(.*bitsandbytes.*\); install what it is"),
+        ({"optimizer": "fusedsgd"}, r"optimizer 'fusedsgd' cannot be made here \(.*\); install what it is from, or"),
         ({"betas": (0.9,)}, r"betas must be 2 numbers for adamw, such as its own \(0.9, 0.999\), got \(0.9,\)"),
     ],
 )
