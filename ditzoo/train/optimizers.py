@@ -93,7 +93,8 @@ def optimizer_arguments(options: TrainOptions) -> dict[str, Any]:
     if info.second_order:
         raise ValueError(f'optimizer {name!r} needs second derivatives, which are not computed; choose "adamw", say.')
     if info.has_betas:
-        own = inspect.signature(info.opt_class).parameters["betas"].default
+        is_there = callable(info.opt_class)  # of packages that timm does not bring it has the name alone
+        own = inspect.signature(info.opt_class).parameters["betas"].default if is_there else None
         return {"betas": _checked_betas(options, info.num_betas, own)}
     return {"momentum": options.betas[0]} if info.has_momentum else {}
 
