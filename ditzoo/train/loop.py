@@ -173,10 +173,10 @@ class Training:
                     for group in self.optimizer.param_groups:
                         group["lr"] = rate
                     updated = devices.step(self.optimizer)
-                else:
+                    self.averages.update(step=self.step, seen=end, batch_size=end - self.seen)
+                else:  # nor averages, which one infinite weight would spoil for good
                     devices.skip(self.optimizer)
                     updated = False
-                self.averages.update(step=self.step, seen=end, batch_size=end - self.seen)
                 self.seen, self.step = end, self.step + 1
                 yield Step(self.step, self.seen, terms, rate, norm, updated, tuple(unreadable))
                 if not self.network.training:  # who looked at samples in between

@@ -299,6 +299,7 @@ def test_steps_that_are_not_finite_can_be_left_out(tmp_path, monkeypatch):
     (event,) = MetricsFile(tmp_path / "run/metrics.jsonl").rows("event")
     assert event["event"] == "step left out"
     assert event["message"].startswith("step 7 (56 images seen) is left out: loss inf")
+    assert all(tensor.isfinite().all() for tensor in tensors(result.checkpoint).values())
     assert all(row["loss"] is not None for row in curve(tmp_path / "run"))
 
 
