@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from ditzoo.bench.results import ResultRow, read_rows
 from ditzoo.data.latents import LatentCache
 from ditzoo.metrics import Timing
 
+README = Path(training_speed.__file__).parent / "README.md"
 TINY_MODELS = {"dit_b_2": "dit_ti_2", "mdt_b_2": "mdt_ti_2", "mdtv2_b_2": "mdtv2_ti_2"}
 TINY_CASES = [replace(case, model=TINY_MODELS[case.model], rounds=1) for case in training_speed.CASES]
 
@@ -26,6 +28,12 @@ def needs_diffusers() -> None:
 def row_of(case) -> ResultRow:
     timings = [Timing((0.9, 2.0, 3.3)), Timing((1.0, 2.0, 3.0)), Timing((0.5, 0.5))]
     return training_speed.result_row(case, Comparison(*timings))
+
+
+def recorded() -> list[ResultRow]:
+    rows, problems = read_rows(training_speed.RESULTS)
+    assert problems == []
+    return rows
 
 
 # The sides.
@@ -125,3 +133,21 @@ def test_the_command_measures_what_is_asked_for(tmp_path, monkeypatch):
     refused = CliRunner().invoke(training_speed.main, ["losses", "--out", str(out)])
     assert refused.exit_code == 2
     assert "no case matches 'losses'" in refused.output
+
+
+# The recorded run.
+
+
+def test_the_recorded_table_stands_in_the_readme():
+    assert training_speed.report(recorded()) in README.read_text(encoding="utf-8")
+
+
+def test_every_case_is_recorded_and_keeps_its_limit():
+    rows = recorded()
+    for case in training_speed.CASES:
+        (row,) = [row for row in rows if (row.name, row.settings) == (case.model, case.settings)]
+        assert row.values["ratio"].value <= (case.limit or 1), case.name
+    memory = [row for row in rows if "peak" in row.values]
+    peaks = {(row.settings["batch_size"], row.settings["grad_checkpointing"]): row.values["peak"] for row in memory}
+    for size in training_speed.MEMORY_BATCHES:
+        assert peaks[size, True].value < peaks[size, False].value
