@@ -23,7 +23,7 @@ test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.dev
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
