@@ -41,6 +41,7 @@ from ditzoo.models.digits import DIGITS_DATA
 from ditzoo.pipeline import Pipeline
 from ditzoo.recipe import Recipe
 from ditzoo.train import train
+from ditzoo.weights.checks import checked_device
 from ditzoo.weights.folders import read_config, rewrite_details
 
 RESULTS = "results.jsonl"
@@ -386,12 +387,7 @@ def _make_folder(out: Path) -> None:
 
 def _checked_device(device: str) -> str:
     """The device in torch's spelling, "cpu" for every CPU."""
-    try:
-        kind = torch.device(device).type
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used here ({reason}); cpu always can.") from error
-    if kind not in ("cpu", "cuda"):
+    found = checked_device(device)
+    if found.type not in ("cpu", "cuda"):
         raise ValueError(f"device {device!r} cannot be used here (memory is measured on cpu and cuda); cpu always can.")
-    return kind if kind == "cpu" else str(torch.device(device))
+    return "cpu" if found.type == "cpu" else str(found)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ditzoo.models import DiffusionTransformer
 from ditzoo.pipeline.jobs import process_of_launcher
 from ditzoo.train.options import Precision, TrainOptions
-from ditzoo.weights.verification import checked_device
+from ditzoo.weights.checks import checked_device
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -97,3 +97,18 @@ def short(dtype: torch.dtype) -> str:
 def message(error: Exception | str, most: int = 300) -> str:
     """What an error or a stranger says, fit for a terminal likewise."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))[:most]
+
+
+def checked_device(device: torch.device | str) -> torch.device:
+    """The device, on which tensors can be.
+
+    Raises:
+        ValueError: they cannot; the message names it and the reason.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); cpu always can.") from error
+    return found

@@ -9,7 +9,7 @@ import torch
 
 from ditzoo import registry
 from ditzoo.models import DiffusionTransformer, DiT
-from ditzoo.weights.checks import Check, Verification
+from ditzoo.weights.checks import Check, Verification, checked_device
 from ditzoo.weights.diffusers_names import dit_state, is_diffusers_state, transformer_folder
 from ditzoo.weights.file_checks import file_checks, hints
 from ditzoo.weights.files import Nest, WeightsFile, read_checkpoint
@@ -91,18 +91,3 @@ def _with_official_names(file: WeightsFile, model: DiffusionTransformer) -> Weig
         return replace(file, tensors=dit_state(file.tensors, model))
     except ValueError:  # of another network: the checks say how the names differ
         return file
-
-
-def checked_device(device: torch.device | str) -> torch.device:
-    """The device, on which tensors can be.
-
-    Raises:
-        ValueError: they cannot; the message names it and the reason.
-    """
-    try:
-        found = torch.device(device)
-        torch.empty(1, device=found).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); cpu always can.") from error
-    return found
