@@ -310,7 +310,7 @@ def report(rows: Sequence[ResultRow]) -> str:
     rows = [row for case in CASES for row in rows if (row.name, row.settings) == (case.model, case.settings)]
     lines = [HEADER, ("---",) * 3 + ("---:",) * (len(HEADER) - 3), *(_cells(row) for row in rows)]
     table = [f"| {' | '.join(cells)} |" for cells in lines]
-    return "\n".join([*table, "", *dict.fromkeys(_origin(row) for row in rows)])
+    return "\n".join([*table, "", *dict.fromkeys(origin(row) for row in rows)])
 
 
 def _cells(row: ResultRow) -> tuple[str, ...]:
@@ -333,7 +333,8 @@ def _cells(row: ResultRow) -> tuple[str, ...]:
     )
 
 
-def _origin(row: ResultRow) -> str:
+def origin(row: ResultRow) -> str:
+    """Where a row comes from, as a line below a table."""
     machine, versions = row.machine, ", ".join(f"{name} {version}" for name, version in row.versions.items())
     return (
         f"- Machine: {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads. {versions}, "

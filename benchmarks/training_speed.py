@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ditzoo
-from benchmarks.eager_speed import ROOF_SIZE, Comparison, compare, record, spread
+from benchmarks.eager_speed import ROOF_SIZE, Comparison, compare, origin, record, spread
 from ditzoo.bench.results import ResultRow, Value, now, provenance, read_rows
 from ditzoo.data import TensorSource
 from ditzoo.data.latents import LatentCache, LatentShard, write_shard
@@ -313,7 +313,7 @@ def report(rows: Sequence[ResultRow]) -> str:
         _table(HEADER, 3, [_cells(case, row) for case, row in found]),
         _table(MEMORY_HEADER, 1, [_memory_cells(row) for row in memory]),
     ]
-    origins = dict.fromkeys(_origin(row) for row in (*(row for _, row in found), *memory))
+    origins = dict.fromkeys(origin(row) for row in (*(row for _, row in found), *memory))
     return "\n\n".join([*filter(None, tables), "\n".join(origins)])
 
 
@@ -349,14 +349,6 @@ def _cells(case: Case, row: ResultRow) -> tuple[str, ...]:
         number("second", "{:.3f}"),
         number("pairs", "{:.0f}"),
         number("roof", "{:.0f}"),
-    )
-
-
-def _origin(row: ResultRow) -> str:
-    machine, versions = row.machine, ", ".join(f"{name} {version}" for name, version in row.versions.items())
-    return (
-        f"- Machine: {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads. {versions}, "
-        f"source digest {row.source_digest}."
     )
 
 
