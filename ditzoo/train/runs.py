@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -16,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ditzoo import __version__, registry
@@ -29,6 +25,7 @@ from ditzoo.models import DiffusionTransformer, ModelDetails
 from ditzoo.train.averages import SNAPSHOTS, write_snapshots
 from ditzoo.train.card import trained_details, write_card
 from ditzoo.train.checkpoints import Checkpoint, Checkpoints, load_state, num_bytes
+from ditzoo.train.claiming import claimed, remove
 from ditzoo.train.config import RunConfig, read_yaml
 from ditzoo.train.devices import Devices, make_devices
 from ditzoo.train.finetune import add_lora, freeze, merged, start_model
@@ -36,20 +33,18 @@ from ditzoo.train.guards import SpikeWatch
 from ditzoo.train.loop import Step, Training
 from ditzoo.train.monitor import Evaluator, MetricsFile, Trackers, check_trackers, distance_values, draw_grid
 from ditzoo.train.network import meta_network, network_options, open_data, run_recipe
+from ditzoo.train.signals import StopSignals
 from ditzoo.train.state import check_optimizer, full_averages, full_state, restore
 from ditzoo.weights.folders import CHECKPOINTS, RUN_CONFIG
 
 METRICS, SAMPLES = "metrics.jsonl", "samples"
 #: What else a run leaves in its folder, for `overwrite`.
 _LEFT = (METRICS, SAMPLES, SNAPSHOTS, CHECKPOINTS, "README.md", "samples.png", "tensorboard", "wandb")
-_LOCK = ".lock"
 #: Losses before that say what a spike is, and what the loss at the end is.
 _RECENT = SpikeWatch.window
 
 #: A bit that no signal has: in some process, files could not be read.
 _UNREADABLE = 1 << 8
-#: Seconds within which a second signal is the same one, heard on another way.
-_SAME_SIGNAL = 1.0
 #: Parameters below which one thread is faster than two.
 _TINY = 10**6
 
@@ -114,8 +109,8 @@ def run(
     devices = make_devices(config, config.device)
     with ExitStack() as stack:
         if devices.is_main:
-            stack.enter_context(_claimed(config.folder))
-        stop = stack.enter_context(_StopSignals())
+            stack.enter_context(claimed(config.folder))
+        stop = stack.enter_context(StopSignals())
         stack.enter_context(_threads_put_back())
         result = _Run(config, devices, command, on_row).train(stop, stop_at)
     devices.close()
@@ -171,7 +166,7 @@ class _Run:
         self._begin()
         self._resume(self._newest())
 
-    def train(self, stop: _StopSignals, stop_at: int | None) -> RunResult:
+    def train(self, stop: StopSignals, stop_at: int | None) -> RunResult:
         """The run, step by step."""
         config, training = self.config, self.training
         end = config.num_images if stop_at is None else min(stop_at, config.num_images)
@@ -316,7 +311,7 @@ class _Run:
         if self.devices.is_main:
             if self.config.overwrite and (self.folder / RUN_CONFIG).exists():
                 for name in _LEFT:
-                    _remove(self.folder / name)
+                    remove(self.folder / name)
             for folder in (self.folder, self.folder / SAMPLES, self.folder / SNAPSHOTS):
                 remove_leftovers(folder)
             with writing(self.folder / RUN_CONFIG) as temporary:
@@ -528,71 +523,3 @@ def _threads_put_back() -> Iterator[None]:
 def _is_due(every: int, before: int, seen: int) -> bool:
     """Whether a multiple of `every` images lies in (before, seen]."""
     return every > 0 and seen // every > before // every
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """The folder for this run alone; the system lets go of it when the process ends, however it ends.
-
-    Raises:
-        BlockingIOError: another process trains there.
-        OSError: where it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise BlockingIOError(
-            f"another process trains in {folder}; wait for its end, or give another name with out."
-        ) from error
-    except FileExistsError as error:
-        raise NotADirectoryError(f"{folder} is a file; give another name with out.") from error
-    except OSError as error:
-        raise OSError(f"{folder} cannot be written: {error.strerror}. Give another name with out.") from error
-    try:
-        yield
-    finally:
-        lock.release()
-        if not any(path.name != _LOCK for path in folder.iterdir()):  # nothing came of it
-            _remove(folder / _LOCK)
-            folder.rmdir()
-
-
-class _StopSignals:
-    """Remembers SIGTERM and SIGINT, so that the step at hand can end.
-
-    A SIGINT a second later interrupts it. Not at once: where a whole group of processes is told to end, each process
-    hears it from its launcher too. Another SIGTERM never does, since clusters send it more than once.
-
-    Attributes:
-        received: the first signal, 0 before.
-    """
-
-    def __init__(self) -> None:
-        self.received, self._at = 0, 0.0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignals:
-        if threading.current_thread() is threading.main_thread():  # where alone Python allows it
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: object) -> None:
-        if not self.received:
-            self.received, self._at = number, time.monotonic()
-            os.write(2, b"ditzoo: stopping after this step, with a checkpoint; Ctrl+C stops at once.\n")
-        elif number == signal.SIGINT and time.monotonic() - self._at > _SAME_SIGNAL:
-            raise KeyboardInterrupt

@@ -17,6 +17,8 @@ from ditzoo.data import load_digits_split
 from ditzoo.pipeline import Pipeline
 from ditzoo.train import Training, make_config, run
 from ditzoo.train import runs as runs_module
+from ditzoo.train import signals as signals_module
+from ditzoo.train.claiming import claimed
 from ditzoo.train.devices import Devices
 from ditzoo.train.monitor import MetricsFile
 from ditzoo.weights.files import load_state_dict
@@ -148,7 +150,7 @@ def test_a_term_signal_ends_the_step_and_saves(tmp_path):
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, None), (signal.SIGINT, KeyboardInterrupt)])
 def test_a_second_signal_interrupts_only_where_a_person_sends_it(number, error, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs_module, "_SAME_SIGNAL", 0.0)
+    monkeypatch.setattr(signals_module, "_SAME_SIGNAL", 0.0)
 
     def stop(row):
         if row["kind"] == "train" and row["seen"] == 24:
@@ -189,7 +191,7 @@ def test_a_run_that_was_killed_while_it_made_its_folder_goes_on(tmp_path, monkey
     run(settings(folder), stop_at=16)
     assert [path.name for path in folder.glob(".*")] == [".lock"]
     # So does one that was to delete what was there.
-    monkeypatch.setattr(runs_module, "_remove", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(runs_module, "remove", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(settings(folder, seed=1, overwrite=True))
     monkeypatch.undo()
@@ -255,7 +257,7 @@ def test_folders_that_are_no_run_are_left_alone(tmp_path):
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):
     message = r"another process trains in .*run; wait for its end, or give another"
-    with runs_module._claimed(tmp_path / "run"), pytest.raises(BlockingIOError, match=message):
+    with claimed(tmp_path / "run"), pytest.raises(BlockingIOError, match=message):
         run(settings(tmp_path / "run"))
     run(settings(tmp_path / "run"), stop_at=8)
 
@@ -304,7 +306,7 @@ def test_steps_that_are_not_finite_can_be_left_out(tmp_path, monkeypatch):
 
 
 def test_a_signal_that_comes_on_two_ways_is_one():
-    with runs_module._StopSignals() as stop:
+    with signals_module.StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)  # as from a launcher that was told to end along with this process
         assert stop.received == signal.SIGINT
